@@ -1,0 +1,20 @@
+//! Token counts as providers report them.
+
+/// Token counts of one request, by price class. The classes do not overlap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TokenUsage {
+    /// Input tokens that were not read from a cache.
+    pub input: u64,
+    /// Output tokens, without those of images.
+    pub output: u64,
+    /// All tokens written to a cache.
+    pub cache_creation: u64,
+    /// Of those, written to the 5-minute cache, where the provider says.
+    pub cache_creation_5m: u64,
+    /// Of those, written to the 1-hour cache, where the provider says.
+    pub cache_creation_1h: u64,
+    /// Input tokens read from a cache.
+    pub cache_read: u64,
+    /// Output tokens of images.
+    pub image_output: u64,
+}

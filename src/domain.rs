@@ -1,0 +1,26 @@
+//! Nouns and arithmetic: what the other rooms talk about. No I/O, no clock, no Pingora.
+
+pub mod account;
+pub mod api_key;
+pub mod directory;
+pub mod group;
+pub mod ids;
+pub mod mapping;
+pub mod money;
+pub mod platform;
+pub mod price;
+pub mod secret;
+pub mod usage_record;
+pub mod user;
+
+pub use account::{Account, AccountType, Credentials};
+pub use api_key::{ApiKey, ApiKeyStatus, KeyHash};
+pub use directory::Directory;
+pub use group::{Group, SubscriptionType};
+pub use ids::{AccountId, ApiKeyId, GroupId, UserId};
+pub use mapping::ModelMapping;
+pub use money::{Money, Multiplier};
+pub use platform::Platform;
+pub use secret::Secret;
+pub use usage_record::{BillingType, Outcome, UsageRecord, UsageSource};
+pub use user::{User, UserStatus};

@@ -1,0 +1,97 @@
+//! An immutable picture of everything the operator configured: groups, accounts, users, keys and
+//! price overrides. The store builds one; the request path reads it without locks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Account, AccountId, ApiKey, Group, GroupId, KeyHash, User, UserId};
+use crate::domain::price::PriceMap;
+
+/// One consistent picture of the configured objects.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// The store's change counter this picture was read at.
+    pub version: i64,
+    groups: HashMap<GroupId, Arc<Group>>,
+    accounts: HashMap<AccountId, Arc<Account>>,
+    accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>>,
+    users: HashMap<UserId, Arc<User>>,
+    keys: HashMap<KeyHash, Arc<ApiKey>>,
+    /// Prices that win over the price map (`prices:` of the resources).
+    pub price_overrides: PriceMap,
+}
+
+impl Directory {
+    /// Builds the indexes. Accounts of a group are kept in id order.
+    pub fn new(
+        version: i64,
+        groups: Vec<Group>,
+        accounts: Vec<Account>,
+        users: Vec<User>,
+        keys: Vec<ApiKey>,
+        price_overrides: PriceMap,
+    ) -> Directory {
+        let accounts: HashMap<_, _> = accounts.into_iter().map(|a| (a.id, Arc::new(a))).collect();
+        let mut accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>> = HashMap::new();
+        for account in accounts.values() {
+            for group in &account.groups {
+                accounts_of_group
+                    .entry(*group)
+                    .or_default()
+                    .push(account.clone());
+            }
+        }
+        for list in accounts_of_group.values_mut() {
+            list.sort_by_key(|a| a.id);
+        }
+        Directory {
+            version,
+            groups: groups.into_iter().map(|g| (g.id, Arc::new(g))).collect(),
+            accounts,
+            accounts_of_group,
+            users: users.into_iter().map(|u| (u.id, Arc::new(u))).collect(),
+            keys: keys.into_iter().map(|k| (k.hash, Arc::new(k))).collect(),
+            price_overrides,
+        }
+    }
+
+    /// The key with this hash.
+    pub fn key(&self, hash: &KeyHash) -> Option<&Arc<ApiKey>> {
+        self.keys.get(hash)
+    }
+
+    /// The group of this id.
+    pub fn group(&self, id: GroupId) -> Option<&Arc<Group>> {
+        self.groups.get(&id)
+    }
+
+    /// The account of this id.
+    pub fn account(&self, id: AccountId) -> Option<&Arc<Account>> {
+        self.accounts.get(&id)
+    }
+
+    /// The user of this id.
+    pub fn user(&self, id: UserId) -> Option<&Arc<User>> {
+        self.users.get(&id)
+    }
+
+    /// Accounts that may serve a group, in id order; empty for an unknown group.
+    pub fn accounts_of(&self, group: GroupId) -> &[Arc<Account>] {
+        self.accounts_of_group.get(&group).map_or(&[], Vec::as_slice)
+    }
+
+    /// All accounts, in no order.
+    pub fn accounts(&self) -> impl Iterator<Item = &Arc<Account>> {
+        self.accounts.values()
+    }
+
+    /// All users, in no order.
+    pub fn users(&self) -> impl Iterator<Item = &Arc<User>> {
+        self.users.values()
+    }
+
+    /// All groups, in no order.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.values()
+    }
+}
