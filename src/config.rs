@@ -1,6 +1,8 @@
 //! Configuration as checked: what the rooms are given. `raw` reads it as written, `check` turns
 //! one into the other and names every mistake at once.
 
+pub mod resources;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

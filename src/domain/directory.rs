@@ -77,7 +77,9 @@ impl Directory {
 
     /// Accounts that may serve a group, in id order; empty for an unknown group.
     pub fn accounts_of(&self, group: GroupId) -> &[Arc<Account>] {
-        self.accounts_of_group.get(&group).map_or(&[], Vec::as_slice)
+        self.accounts_of_group
+            .get(&group)
+            .map_or(&[], Vec::as_slice)
     }
 
     /// All accounts, in no order.
