@@ -1,3 +1,14 @@
 //! Filters know bytes, not people: everything Tollgate decides from a request or response alone.
 
+pub mod affinity;
+pub mod body;
+pub mod credential;
+pub mod headers;
+mod json;
+pub mod peek;
+pub mod reply;
+pub mod route;
+pub mod sse;
 pub mod usage;
+pub mod validate;
+pub mod verdict;

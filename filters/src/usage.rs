@@ -1,4 +1,7 @@
-//! Token counts as providers report them.
+//! Token counts as providers report them, and what else an answer says about itself. One file per dialect reads them
+//! from events or JSON.
+
+pub mod openai;
 
 /// Token counts of one request, by price class. The classes do not overlap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,4 +20,16 @@ pub struct TokenUsage {
     pub cache_read: u64,
     /// Output tokens of images.
     pub image_output: u64,
+}
+
+/// What a provider says went wrong inside an answer that began well. Texts are as it wrote them, cut to a bounded
+/// length.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Failure {
+    /// `error.type`
+    pub kind: Option<String>,
+    /// `error.code`
+    pub code: Option<String>,
+    /// `error.message`
+    pub message: Option<String>,
 }

@@ -1,0 +1,120 @@
+//! The sticky key a request carries, if any: what ties the requests of one conversation to the account that has its
+//! prompt cache. Use it before choosing an account.
+
+use http::HeaderMap;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Headers that name the conversation, in order of precedence. Clients spell them with either separator.
+const OPENAI_HEADERS: [&str; 4] = [
+    "session_id",
+    "session-id",
+    "conversation_id",
+    "conversation-id",
+];
+
+/// A conversation: 128 bits of hash of whatever the client calls it. Only equal within the scope (a group) it is
+/// stored under; not a secret, not authenticated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct StickyKey(pub u128);
+
+impl StickyKey {
+    /// The key of a conversation id.
+    pub fn of(id: &[u8]) -> Self {
+        StickyKey(xxh3_128(id))
+    }
+}
+
+impl std::fmt::Display for StickyKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The sticky key of an OpenAI request: its session header, else its conversation header, else the
+/// `prompt_cache_key` of its body. The first that is not blank wins; the same id gives the same key from any of them.
+pub fn openai(headers: &HeaderMap, prompt_cache_key: Option<&str>) -> Option<StickyKey> {
+    OPENAI_HEADERS
+        .iter()
+        .filter_map(|name| headers.get(*name))
+        .map(|value| value.as_bytes())
+        .chain(prompt_cache_key.map(str::as_bytes))
+        .map(<[u8]>::trim_ascii)
+        .find(|id| !id.is_empty())
+        .map(StickyKey::of)
+}
+
+/// The key under which a response is known to come from an account, for requests that go on from it. Another space
+/// than that of conversations: a client cannot make the one stand for the other.
+pub fn response_key(response_id: &str) -> u128 {
+    StickyKey::of(format!("response\0{response_id}").as_bytes()).0
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn key(
+        headers: &[(&'static str, &'static str)],
+        prompt_cache_key: Option<&str>,
+    ) -> Option<StickyKey> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
+            .collect();
+        openai(&headers, prompt_cache_key)
+    }
+
+    #[test]
+    fn the_first_source_that_says_something_wins() {
+        let a = Some(StickyKey::of(b"a"));
+        for (headers, prompt_cache_key, expected) in [
+            (&[][..], None, None),
+            (&[], Some(""), None),
+            (&[], Some("  "), None),
+            (&[], Some("a"), a),
+            (&[("session_id", "a")], None, a),
+            (&[("session-id", " a ")], Some("b"), a),
+            (
+                &[("conversation_id", "b"), ("session_id", "a")],
+                Some("c"),
+                a,
+            ),
+            (
+                &[("conversation-id", "b"), ("session-id", "a")],
+                Some("c"),
+                a,
+            ),
+            (
+                &[("conversation_id", "a"), ("conversation-id", "b")],
+                Some("c"),
+                a,
+            ),
+            (
+                &[("session_id", ""), ("conversation-id", "a")],
+                Some("c"),
+                a,
+            ),
+            (&[("session_id", ""), ("session-id", " ")], Some("a"), a),
+            (&[("x-session", "b")], None, None),
+        ] {
+            assert_eq!(
+                key(headers, prompt_cache_key),
+                expected,
+                "{headers:?} {prompt_cache_key:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn different_ids_differ() {
+        assert_ne!(StickyKey::of(b"a"), StickyKey::of(b"b"));
+    }
+
+    #[test]
+    fn displayed_as_32_hex_digits() {
+        assert_eq!(StickyKey(0xab).to_string(), format!("{:0>32}", "ab"));
+        assert_eq!(StickyKey(u128::MAX).to_string(), "f".repeat(32));
+    }
+}

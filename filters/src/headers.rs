@@ -1,0 +1,211 @@
+//! Which headers pass, in both directions, and what the head of a request says about itself.
+//!
+//! Both directions are allow-lists: what is not named here stays here, so credentials, cookies,
+//! forwarding and hop-by-hop headers need no list of their own. The headers an account adds
+//! (its credential, its options) are the providers' business.
+
+mod client_ip;
+mod framing;
+
+pub use client_ip::client_ip;
+pub use framing::{AmbiguousFraming, framing};
+
+use http::header::CONNECTION;
+use http::{HeaderMap, HeaderName};
+
+/// Request headers that mean something to an OpenAI upstream and nothing to anyone between.
+/// `accept-encoding` is not among them: the answer has to be readable to us.
+const OPENAI_REQUEST: [&str; 9] = [
+    "accept",
+    "accept-language",
+    "content-type",
+    "conversation_id",
+    "originator",
+    "session_id",
+    "user-agent",
+    "x-codex-turn-metadata",
+    "x-codex-turn-state",
+];
+
+/// Copies the request headers an OpenAI upstream may see from `from` to `to`, where they replace
+/// what stood under the same name.
+pub fn forward_openai(from: &HeaderMap, to: &mut HeaderMap) {
+    for name in OPENAI_REQUEST {
+        if !from.contains_key(name) || is_nominated(from, name) {
+            continue;
+        }
+        let name = HeaderName::from_static(name);
+        to.remove(&name);
+        for value in from.get_all(&name) {
+            to.append(&name, value.clone());
+        }
+    }
+}
+
+/// Whether the client's `Connection` header makes `name` a matter of its own connection only.
+fn is_nominated(headers: &HeaderMap, name: &str) -> bool {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|option| option.trim().eq_ignore_ascii_case(name))
+}
+
+/// Whether a header of an upstream's answer is passed on to the client.
+///
+/// The upstream's `x-request-id` is not: that name is ours, and the upstream's id is returned under
+/// another.
+pub fn is_response_header_allowed(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "cache-control"
+            | "content-encoding"
+            | "content-language"
+            | "content-type"
+            | "date"
+            | "etag"
+            | "expires"
+            | "last-modified"
+            | "location"
+            | "openai-processing-ms"
+            | "openai-version"
+            | "retry-after"
+            | "vary"
+            | "www-authenticate"
+            | "x-codex-turn-state"
+            | "x-ratelimit-limit-requests"
+            | "x-ratelimit-limit-tokens"
+            | "x-ratelimit-remaining-requests"
+            | "x-ratelimit-remaining-tokens"
+            | "x-ratelimit-reset-requests"
+            | "x-ratelimit-reset-tokens"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            );
+        }
+        map
+    }
+
+    #[test]
+    fn request_headers_that_pass() {
+        for name in OPENAI_REQUEST {
+            let mut to = HeaderMap::new();
+            forward_openai(&map(&[(name, "a"), (name, "b")]), &mut to);
+            let passed: Vec<_> = to.get_all(name).iter().collect();
+            assert_eq!(passed, ["a", "b"], "{name}");
+            assert_eq!(to.len(), 2, "{name}");
+        }
+    }
+
+    #[test]
+    fn request_headers_that_stay() {
+        let names = [
+            "accept-encoding",
+            "authorization",
+            "cf-connecting-ip",
+            "connection",
+            "content-encoding",
+            "content-length",
+            "cookie",
+            "expect",
+            "forwarded",
+            "host",
+            "keep-alive",
+            "openai-beta",
+            "openai-organization",
+            "openai-project",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "via",
+            "x-api-key",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-goog-api-key",
+            "x-real-ip",
+            "x-request-id",
+            "x-stainless-timeout",
+        ];
+        for name in names {
+            let mut to = HeaderMap::new();
+            forward_openai(&map(&[(name, "a")]), &mut to);
+            assert!(to.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_clients_value_replaces_what_was_there() {
+        let mut to = map(&[
+            ("user-agent", "ours"),
+            ("accept", "ours"),
+            ("x-other", "ours"),
+        ]);
+        forward_openai(&map(&[("user-agent", "theirs")]), &mut to);
+        assert_eq!(
+            to,
+            map(&[
+                ("accept", "ours"),
+                ("x-other", "ours"),
+                ("user-agent", "theirs")
+            ])
+        );
+    }
+
+    #[test]
+    fn headers_named_by_connection_end_here() {
+        let from = map(&[
+            ("connection", "keep-alive, Session_Id"),
+            ("connection", "originator"),
+            ("session_id", "s"),
+            ("originator", "o"),
+            ("conversation_id", "c"),
+        ]);
+        let mut to = HeaderMap::new();
+        forward_openai(&from, &mut to);
+        assert_eq!(to, map(&[("conversation_id", "c")]));
+    }
+
+    #[test]
+    fn response_headers() {
+        let rows = [
+            (
+                true,
+                "content-type content-encoding content-language cache-control etag last-modified \
+                 expires vary date retry-after location www-authenticate x-codex-turn-state \
+                 openai-processing-ms openai-version x-ratelimit-limit-requests \
+                 x-ratelimit-limit-tokens x-ratelimit-remaining-requests \
+                 x-ratelimit-remaining-tokens x-ratelimit-reset-requests x-ratelimit-reset-tokens",
+            ),
+            (
+                false,
+                "content-length transfer-encoding connection keep-alive trailer upgrade te \
+                 proxy-authenticate set-cookie x-request-id cf-ray server alt-svc \
+                 openai-organization openai-project strict-transport-security via \
+                 x-codex-primary-used-percent x-ratelimit-limit",
+            ),
+        ];
+        for (allowed, names) in rows {
+            for name in names.split_whitespace() {
+                let name = HeaderName::from_static(name);
+                assert_eq!(is_response_header_allowed(&name), allowed, "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Method and path of a request → the operation it asks for, and the dialect to answer it in.
+//!
+//! The first filter of every request. Even a "no" carries a [`Dialect`], so that a client's library
+//! can read the error of a path that does not exist.
+
+use http::Method;
+
+/// The wire format a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// OpenAI: Responses, chat completions, images, models.
+    OpenAi,
+    /// Anthropic: messages.
+    Anthropic,
+    /// Google: the native Gemini paths.
+    Google,
+}
+
+impl Dialect {
+    /// The name used in logs and as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Dialect::OpenAi => "openai",
+            Dialect::Anthropic => "anthropic",
+            Dialect::Google => "google",
+        }
+    }
+}
+
+/// One API operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `POST /v1/responses` and what lies below it.
+    Responses,
+    /// `GET /v1/responses`: the Responses API over a WebSocket.
+    ResponsesSocket,
+    /// `GET /v1/models`.
+    Models,
+}
+
+impl Endpoint {
+    /// The name used in logs and as a metric label: a fixed set, whatever clients ask for.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Endpoint::Responses => "responses",
+            Endpoint::ResponsesSocket => "responses_ws",
+            Endpoint::Models => "models",
+        }
+    }
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route<'p> {
+    /// The operation.
+    pub endpoint: Endpoint,
+    /// The dialect of the answer.
+    pub dialect: Dialect,
+    /// What follows `/responses` and is appended to the upstream's path as it is: empty, or
+    /// `/compact` and the like, without a trailing slash.
+    pub subpath: &'p str,
+    /// The endpoint as usage records name it; aliases and sub-paths are folded into it.
+    pub path: &'static str,
+}
+
+/// Why a request goes nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// No operation has this path: 404.
+    #[error("no such path")]
+    NotFound {
+        /// The dialect of the answer.
+        dialect: Dialect,
+    },
+    /// The path exists, for other methods: 405.
+    #[error("method not allowed, use {allow}")]
+    MethodNotAllowed {
+        /// The dialect of the answer.
+        dialect: Dialect,
+        /// The value of the answer's `Allow` header.
+        allow: &'static str,
+    },
+}
+
+const RESPONSES: &str = "/v1/responses";
+const MODELS: &str = "/v1/models";
+
+/// Finds the operation for `method` and `path` (without the query). Trailing slashes do not count.
+///
+/// # Errors
+/// [`RouteError::NotFound`] for unknown paths and for sub-paths that an upstream could read as
+/// something else, [`RouteError::MethodNotAllowed`] for known paths with another method.
+pub fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, RouteError> {
+    let dialect = dialect(path);
+    let trimmed = path.trim_end_matches('/');
+    if trimmed == MODELS {
+        return match *method {
+            Method::GET => Ok(found(Endpoint::Models, "", MODELS)),
+            _ => Err(not_allowed("GET")),
+        };
+    }
+    let Some(subpath) = below_responses(trimmed) else {
+        return Err(RouteError::NotFound { dialect });
+    };
+    match *method {
+        Method::POST => Ok(found(Endpoint::Responses, subpath, RESPONSES)),
+        Method::GET if subpath.is_empty() => Ok(found(Endpoint::ResponsesSocket, "", RESPONSES)),
+        _ if subpath.is_empty() => Err(not_allowed("GET, POST")),
+        _ => Err(not_allowed("POST")),
+    }
+}
+
+fn found<'p>(endpoint: Endpoint, subpath: &'p str, path: &'static str) -> Route<'p> {
+    Route {
+        endpoint,
+        dialect: Dialect::OpenAi,
+        subpath,
+        path,
+    }
+}
+
+fn not_allowed(allow: &'static str) -> RouteError {
+    RouteError::MethodNotAllowed {
+        dialect: Dialect::OpenAi,
+        allow,
+    }
+}
+
+/// What stands behind `/responses`, with or without the version before it, if it is fit to be sent on.
+fn below_responses(path: &str) -> Option<&str> {
+    let rest = path
+        .strip_prefix(RESPONSES)
+        .or_else(|| path.strip_prefix("/responses"))?;
+    match rest.strip_prefix('/') {
+        None => rest.is_empty().then_some(rest),
+        Some(segments) => segments.split('/').all(plain_segment).then_some(rest),
+    }
+}
+
+/// A segment is appended to the upstream's URL unread, so nothing in it may mean anything to a URL:
+/// no escapes, no dots that climb.
+fn plain_segment(segment: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    !segment.is_empty() && !matches!(segment, "." | "..") && segment.bytes().all(plain)
+}
+
+/// The dialect in which the client of a path will want its error.
+fn dialect(path: &str) -> Dialect {
+    let path = path.strip_prefix("/antigravity").unwrap_or(path);
+    if path.starts_with("/v1beta") {
+        Dialect::Google
+    } else if path.starts_with("/v1/messages") {
+        Dialect::Anthropic
+    } else {
+        Dialect::OpenAi
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_paths() {
+        use Endpoint::{Models, Responses, ResponsesSocket};
+        #[rustfmt::skip]
+        let rows = [
+            ("POST", "/v1/responses", Responses, "", RESPONSES),
+            ("POST", "/v1/responses/", Responses, "", RESPONSES),
+            ("POST", "/responses", Responses, "", RESPONSES),
+            ("POST", "/v1/responses/compact", Responses, "/compact", RESPONSES),
+            ("POST", "/v1/responses/compact//", Responses, "/compact", RESPONSES),
+            ("POST", "/responses/compact/", Responses, "/compact", RESPONSES),
+            ("POST", "/v1/responses/resp_1.a-B/cancel", Responses, "/resp_1.a-B/cancel", RESPONSES),
+            ("POST", "/v1/responses/a..b", Responses, "/a..b", RESPONSES),
+            ("GET", "/v1/responses", ResponsesSocket, "", RESPONSES),
+            ("GET", "/v1/responses/", ResponsesSocket, "", RESPONSES),
+            ("GET", "/responses", ResponsesSocket, "", RESPONSES),
+            ("GET", "/v1/models", Models, "", MODELS),
+        ];
+        for (method, path, endpoint, subpath, record_path) in rows {
+            let method: Method = method.parse().unwrap();
+            let route = route(&method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+            assert_eq!(route.endpoint, endpoint, "{method} {path}");
+            assert_eq!(route.subpath, subpath, "{method} {path}");
+            assert_eq!(route.path, record_path, "{method} {path}");
+            assert_eq!(route.dialect, Dialect::OpenAi, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn paths_that_do_not_exist() {
+        use Dialect::{Anthropic, Google, OpenAi};
+        #[rustfmt::skip]
+        let rows = [
+            ("POST", "", OpenAi),
+            ("POST", "/", OpenAi),
+            ("POST", "*", OpenAi),
+            ("POST", "/v1", OpenAi),
+            ("POST", "/v1/responsesx", OpenAi),
+            ("POST", "/v1/Responses", OpenAi),
+            ("POST", "/v1//responses", OpenAi),
+            ("POST", "/v1/responses//compact", OpenAi),
+            ("POST", "/v1/responses/..", OpenAi),
+            ("POST", "/v1/responses/../models", OpenAi),
+            ("POST", "/v1/responses/a/../b", OpenAi),
+            ("POST", "/v1/responses/.", OpenAi),
+            ("POST", "/v1/responses/%2e%2e/x", OpenAi),
+            ("POST", "/v1/responses/a b", OpenAi),
+            ("POST", "/v1/responses/a;b", OpenAi),
+            ("POST", "/v1/responses/a\\b", OpenAi),
+            ("POST", "/v1/responses/é", OpenAi),
+            ("GET", "/models", OpenAi),
+            ("GET", "/v1/models/gpt-5", OpenAi),
+            ("POST", "/v1/messages", Anthropic),
+            ("POST", "/v1/messages/count_tokens", Anthropic),
+            ("POST", "/antigravity/v1/messages", Anthropic),
+            ("GET", "/v1beta/models", Google),
+            ("POST", "/v1beta/models/gemini-2.5-pro:generateContent", Google),
+            ("POST", "/antigravity/v1beta/models", Google),
+        ];
+        for (method, path, dialect) in rows {
+            let method: Method = method.parse().unwrap();
+            assert_eq!(
+                route(&method, path),
+                Err(RouteError::NotFound { dialect }),
+                "{method} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn methods_that_do_not_fit() {
+        let rows = [
+            ("HEAD", "/v1/responses", "GET, POST"),
+            ("PUT", "/v1/responses", "GET, POST"),
+            ("OPTIONS", "/responses", "GET, POST"),
+            ("DELETE", "/v1/responses/resp_1", "POST"),
+            ("GET", "/v1/responses/resp_1", "POST"),
+            ("HEAD", "/v1/models", "GET"),
+            ("POST", "/v1/models", "GET"),
+            ("BREW", "/v1/models", "GET"),
+        ];
+        for (method, path, allow) in rows {
+            let method: Method = method.parse().unwrap();
+            let dialect = Dialect::OpenAi;
+            assert_eq!(
+                route(&method, path),
+                Err(RouteError::MethodNotAllowed { dialect, allow }),
+                "{method} {path}"
+            );
+        }
+    }
+
+    #[test]
+    fn labels_are_bounded_names() {
+        assert_eq!(Endpoint::Responses.as_str(), "responses");
+        assert_eq!(Endpoint::ResponsesSocket.as_str(), "responses_ws");
+        assert_eq!(Endpoint::Models.as_str(), "models");
+        assert_eq!(Dialect::OpenAi.as_str(), "openai");
+        assert_eq!(Dialect::Anthropic.as_str(), "anthropic");
+        assert_eq!(Dialect::Google.as_str(), "google");
+    }
+}

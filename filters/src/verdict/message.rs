@@ -1,0 +1,283 @@
+//! What an upstream's error body says, in words that may be shown to a client.
+
+use serde_json::Value;
+
+/// The longest message passed on, in characters.
+const LONGEST: usize = 1000;
+
+/// What stands in place of a secret.
+const MASK: &str = "***";
+
+/// Beginnings of tokens that are secrets wherever they stand: provider keys, sessions, JWTs.
+const KEY_PREFIXES: [&str; 5] = ["sk-", "sess-", "tg-", "AIza", "eyJ"];
+
+/// Words behind which a secret stands as a parameter of a URL or a form.
+const KEY_PARAMETERS: [&str; 9] = [
+    "access_token=",
+    "api-key=",
+    "api_key=",
+    "apikey=",
+    "client_secret=",
+    "key=",
+    "password=",
+    "refresh_token=",
+    "token=",
+];
+
+/// The message of an upstream's error body: `error.message` (if that is itself JSON, the message in
+/// it), `error` where it is a string, else `detail`, else `message`. Secrets are masked, control
+/// characters gone and the length bounded. None if the body has no such thing.
+pub fn upstream_message(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let message = sanitise(&extract(&body)?);
+    (!message.is_empty()).then_some(message)
+}
+
+/// Whether a body is an error as OpenAI writes it, so that a client of that dialect can read it as it is.
+pub fn is_openai_error(body: &[u8]) -> bool {
+    let body = serde_json::from_slice::<Value>(body).unwrap_or_default();
+    body.pointer("/error/message").is_some_and(Value::is_string)
+}
+
+/// The message for judging only, not for showing; of a body that is not an object, its text.
+pub(super) fn raw(body: &[u8]) -> Option<String> {
+    match serde_json::from_slice::<Value>(body) {
+        Ok(Value::String(text)) => Some(text),
+        Ok(value) => extract(&value),
+        // An object cut short has a text nobody can tell the parts of.
+        Err(_) if body.trim_ascii_start().starts_with(b"{") => None,
+        Err(_) => std::str::from_utf8(body).ok().map(str::to_owned),
+    }
+}
+
+fn extract(body: &Value) -> Option<String> {
+    let text = |value: Option<&Value>| {
+        let text = value.and_then(Value::as_str)?.trim();
+        (!text.is_empty()).then(|| text.to_owned())
+    };
+    let error = body.get("error");
+    text(error.and_then(|e| e.get("message")))
+        .map(|message| inner(&message).unwrap_or(message))
+        .or_else(|| text(error))
+        .or_else(|| text(body.get("detail")))
+        .or_else(|| text(body.get("message")))
+}
+
+/// The message inside a message that is itself an error object, as relays make them; one level deep.
+fn inner(message: &str) -> Option<String> {
+    if !message.starts_with('{') {
+        return None;
+    }
+    let value: Value = serde_json::from_str(message).ok()?;
+    let inner = value
+        .pointer("/error/message")
+        .or_else(|| value.get("message"))?;
+    inner.as_str().map(|text| text.trim().to_owned())
+}
+
+/// Masks secrets, makes control characters spaces, bounds the length.
+fn sanitise(text: &str) -> String {
+    let masked = mask(text);
+    let mut out: String = masked
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LONGEST)
+        .collect();
+    if masked.chars().nth(LONGEST).is_some() {
+        out.push('…');
+    }
+    out
+}
+
+fn mask(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut before = ' ';
+    while let Some(c) = rest.chars().next() {
+        // A secret begins where a word begins: "task-force" is none.
+        let at_word = !before.is_ascii_alphanumeric();
+        if let Some((kept, secret)) = at_word.then(|| secret_at(rest)).flatten() {
+            out.push_str(&rest[..kept]);
+            out.push_str(MASK);
+            rest = &rest[kept + secret..];
+            before = '*';
+        } else {
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+            before = c;
+        }
+    }
+    out
+}
+
+/// If a secret begins here: how many bytes of introduction may be shown, and how many it has itself.
+fn secret_at(text: &str) -> Option<(usize, usize)> {
+    for word in KEY_PREFIXES {
+        if let Some(token) = text.strip_prefix(word) {
+            let length = token_length(token);
+            if length >= 4 {
+                return Some((word.len(), length));
+            }
+        }
+    }
+    for word in KEY_PARAMETERS {
+        if starts_with_ignoring_case(text, word) {
+            let length = token_length(&text[word.len()..]);
+            if length > 0 {
+                return Some((word.len(), length));
+            }
+        }
+    }
+    const BEARER: &str = "bearer ";
+    if starts_with_ignoring_case(text, BEARER) {
+        let value = &text[BEARER.len()..];
+        let length = token_length(value);
+        // "bearer token" and "bearer authentication" are words of an explanation.
+        let word = length < 20 && value[..length].bytes().all(|b| b.is_ascii_alphabetic());
+        if length > 0 && !word {
+            return Some((BEARER.len(), length));
+        }
+    }
+    None
+}
+
+fn starts_with_ignoring_case(text: &str, word: &str) -> bool {
+    let head = text.as_bytes().get(..word.len());
+    head.is_some_and(|head| head.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+/// Bytes up to the end of the token; providers print parts of keys as stars.
+fn token_length(text: &str) -> usize {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.*~+/%=".contains(&b);
+    let length = text.bytes().take_while(|&b| token(b)).count();
+    // The full stop that ends the sentence is not part of it.
+    text[..length].trim_end_matches('.').len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn where_the_message_stands() {
+        #[rustfmt::skip]
+        let rows = [
+            (r#"{"error":{"message":"a"}}"#, Some("a")),
+            (r#"{"error":{"message":"a"},"detail":"b","message":"c"}"#, Some("a")),
+            (r#"{"error":{"message":" a "}}"#, Some("a")),
+            (r#"{"error":{"message":"{\"error\":{\"message\":\"inner\"}}"}}"#, Some("inner")),
+            (r#"{"error":{"message":"{\"message\":\"inner\"}"}}"#, Some("inner")),
+            (r#"{"error":{"message":"{\"code\":7}"}}"#, Some(r#"{"code":7}"#)),
+            (r#"{"error":{"message":"{braces}"}}"#, Some("{braces}")),
+            (r#"{"error":{"message":"{\"message\":7}"}}"#, Some(r#"{"message":7}"#)),
+            (r#"{"error":"a","message":"c"}"#, Some("a")),
+            (r#"{"error":{"message":""},"detail":"b","message":"c"}"#, Some("b")),
+            (r#"{"error":{"message":null},"message":"c"}"#, Some("c")),
+            (r#"{"detail":"b","message":"c"}"#, Some("b")),
+            (r#"{"detail":[{"msg":"x"}],"message":"c"}"#, Some("c")),
+            (r#"{"message":"c"}"#, Some("c")),
+            (r#"{"message":"line\nline\u0000"}"#, Some("line line ")),
+            (r#"{"message":7}"#, None),
+            (r#"{"message":"  "}"#, None),
+            (r#"{}"#, None),
+            (r#"[]"#, None),
+            (r#""text""#, None),
+            ("<html>no</html>", None),
+            (r#"{"error":{"message":"a"}"#, None),
+            ("", None),
+        ];
+        for (body, expected) in rows {
+            assert_eq!(
+                upstream_message(body.as_bytes()).as_deref(),
+                expected,
+                "{body}"
+            );
+        }
+        assert_eq!(upstream_message(b"{\"message\":\"\xff\"}"), None);
+    }
+
+    #[test]
+    fn errors_that_need_no_translation() {
+        let rows = [
+            (
+                r#"{"error":{"message":"a","type":"t","param":null,"code":null}}"#,
+                true,
+            ),
+            (r#"{"error":{"message":"a"}}"#, true),
+            (r#"{"error":{"message":null}}"#, false),
+            (r#"{"error":"a"}"#, false),
+            (r#"{"error":["message"]}"#, false),
+            (r#"{"detail":"a"}"#, false),
+            (r#"{"error":{"message":"a"}"#, false),
+            ("null", false),
+            ("<html>", false),
+            ("", false),
+        ];
+        for (body, expected) in rows {
+            assert_eq!(is_openai_error(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        #[rustfmt::skip]
+        let rows = [
+            ("Incorrect API key provided: sk-proj-abc_DEF123. You can", "Incorrect API key provided: sk-***. You can"),
+            ("Incorrect API key provided: sk-abc*****xyz.", "Incorrect API key provided: sk-***."),
+            ("'sk-ant-api03-xxxx'", "'sk-***'"),
+            ("sk-1234 and sk-5678", "sk-*** and sk-***"),
+            ("key AIzaSyA1234567", "key AIza***"),
+            ("jwt eyJhbGciOi.eyJzdWIi.sig_na-ture", "jwt eyJ***"),
+            ("tg-alice-0123456789", "tg-***"),
+            ("sess-abcdef12", "sess-***"),
+            ("Authorization: Bearer abc123/+=", "Authorization: Bearer ***"),
+            ("Bearer abcdefghijklmnopqrst", "Bearer ***"),
+            ("authorization: bearer a.b-c", "authorization: bearer ***"),
+            ("https://x/v1?key=abc&alt=sse", "https://x/v1?key=***&alt=sse"),
+            ("https://x/v1?alt=sse&API_KEY=abc", "https://x/v1?alt=sse&API_KEY=***"),
+            ("?access_token=a%20b refresh_token=c", "?access_token=*** refresh_token=***"),
+            // Not secrets.
+            ("a task-force of risk-takers", "a task-force of risk-takers"),
+            ("use a key such as sk-...", "use a key such as sk-..."),
+            ("You must send a bearer token", "You must send a bearer token"),
+            ("monkey=business", "monkey=business"),
+            ("key=", "key="),
+            ("sk-", "sk-"),
+            ("AIza", "AIza"),
+            ("schön sk-ö", "schön sk-ö"),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(sanitise(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn long_messages_are_cut() {
+        for (length, cut) in [(LONGEST, false), (LONGEST + 1, true)] {
+            let body = serde_json::json!({"message": "é".repeat(length)}).to_string();
+            let message = upstream_message(body.as_bytes()).unwrap();
+            assert_eq!(message.ends_with('…'), cut);
+            assert_eq!(message.trim_end_matches('…').chars().count(), LONGEST);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived_and_bounded(text in any::<String>()) {
+            prop_assert!(sanitise(&text).chars().count() <= LONGEST + 1);
+            let _ = raw(text.as_bytes());
+            let _ = upstream_message(text.as_bytes());
+        }
+
+        #[test]
+        fn a_key_never_shows(
+            before in "[ -~]{0,20}",
+            secret in "[a-zA-Z0-9]{12,40}",
+            intro in prop::sample::select(vec!["sk-", "AIza", "Bearer 1", "?key=", "&api_key="]),
+        ) {
+            let shown = sanitise(&format!("{before} {intro}{secret} after"));
+            prop_assert!(!shown.contains(&secret), "{}", shown);
+        }
+    }
+}
