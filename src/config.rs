@@ -1,13 +1,29 @@
 //! Configuration as checked: what the rooms are given. `raw` reads it as written, `check` turns
 //! one into the other and names every mistake at once.
 
+mod check;
+mod env;
+mod field;
+mod gateway;
+mod keys;
+mod mistakes;
+mod node;
+mod raw;
+mod report;
 pub mod resources;
+mod resources_raw;
+mod secrets;
+mod server;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+pub use check::{default_with, load};
+pub use mistakes::{Mistake, Mistakes};
+pub use resources_raw::load_resources;
 
 use crate::domain::{Multiplier, Secret};
 
@@ -28,6 +44,8 @@ pub struct Config {
     pub scheduling: SchedulingConfig,
     /// Money.
     pub billing: BillingConfig,
+    /// Name of the time zone that days and windows begin in.
+    pub timezone: String,
     /// Key for hashing client keys and sealing credentials; `None` = generated into `data_dir`.
     pub secret: Option<Secret>,
     /// Log output.
@@ -197,3 +215,6 @@ pub struct LoggingConfig {
     /// Least severe level written.
     pub level: log::LevelFilter,
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub mod money;
 pub mod platform;
 pub mod price;
 pub mod secret;
+pub mod text;
 pub mod usage_record;
 pub mod user;
 

@@ -1,9 +1,13 @@
 //! Resources as checked: what `tollgate apply` hands to the store. References between resources
 //! are still names here; the store resolves them.
 
+mod references;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+
+pub use references::{Kind, Reference};
 
 use crate::domain::price::PriceMap;
 use crate::domain::{

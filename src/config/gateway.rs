@@ -1,0 +1,159 @@
+//! `gateway:`, `concurrency:` and `scheduling:` as checked: time-outs, waits, weights.
+
+use std::time::Duration;
+
+use super::field::{Field, Table};
+use super::{
+    ConcurrencyConfig, GatewayConfig, OnClientDisconnect, SchedulingConfig, SchedulingWeights,
+};
+
+/// A dead account costs one attempt; ten of them in a row and the pool itself is in trouble.
+const DEFAULT_ACCOUNT_SWITCHES: u32 = 10;
+/// Gemini accounts fail together more often than apart.
+const DEFAULT_ACCOUNT_SWITCHES_GEMINI: u32 = 3;
+/// Bounds the work one request can make.
+const MAX_ACCOUNT_SWITCHES: i128 = 100;
+/// Across an ocean with a lost packet or two.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A reasoning model without a stream thinks for minutes before its header.
+const DEFAULT_RESPONSE_HEADER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Providers ping their streams far more often than this.
+const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(180);
+/// Below the idle time-outs of the usual load balancers (60 s) and clients.
+const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Long enough for most answers to end by themselves.
+const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// As the keep-alive: what a waiting client sees.
+const DEFAULT_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// As long as people wait for a first sign of life.
+const DEFAULT_USER_WAIT: Duration = Duration::from_secs(30);
+/// As above.
+const DEFAULT_ACCOUNT_WAIT: Duration = Duration::from_secs(30);
+/// A warm prompt cache is worth a few seconds, not more.
+const DEFAULT_STICKY_WAIT: Duration = Duration::from_secs(5);
+/// Beyond it a newcomer would not get through within its wait anyway.
+const DEFAULT_MAX_WAITING: u32 = 100;
+/// A queue longer than this is a memory leak with a name.
+const MAX_MAX_WAITING: i128 = 1_000_000;
+
+/// Spreads the load without giving bad candidates a chance.
+const DEFAULT_TOP_K: usize = 7;
+/// More candidates than this are not a choice any more.
+const MAX_TOP_K: i128 = 1000;
+/// Prompt caches of the providers live for about an hour.
+const DEFAULT_STICKY_TTL: Duration = Duration::from_secs(3600);
+/// A month; every binding costs memory.
+const MAX_STICKY_TTL_S: i128 = 30 * 24 * 3600;
+/// Free slots count most, then errors, the queue and speed.
+const DEFAULT_WEIGHTS: SchedulingWeights = SchedulingWeights {
+    load: 1.0,
+    queue: 0.7,
+    error: 0.8,
+    first_token: 0.5,
+};
+
+/// Nothing is waited for longer than a day.
+const DAY_MS: i128 = 24 * 3600 * 1000;
+/// Shorter pings would be a load of their own.
+const MIN_PING_MS: i128 = 100;
+/// Rarer pings keep nobody's connection open.
+const MAX_PING_MS: i128 = 60_000;
+
+pub(super) fn gateway(table: &Table<'_>) -> GatewayConfig {
+    let switches = |f: &Field<'_>| f.whole(0..=MAX_ACCOUNT_SWITCHES, "0 to 100");
+    GatewayConfig {
+        max_account_switches: table.or("max_account_switches", DEFAULT_ACCOUNT_SWITCHES, switches),
+        max_account_switches_gemini: table.or(
+            "max_account_switches_gemini",
+            DEFAULT_ACCOUNT_SWITCHES_GEMINI,
+            switches,
+        ),
+        connect_timeout: table.or("connect_timeout_ms", DEFAULT_CONNECT_TIMEOUT, positive_ms),
+        response_header_timeout: table.or(
+            "response_header_timeout_ms",
+            DEFAULT_RESPONSE_HEADER_TIMEOUT,
+            positive_ms,
+        ),
+        stall_timeout: table.or("stall_timeout_ms", DEFAULT_STALL_TIMEOUT, positive_ms),
+        keepalive_interval: table.or(
+            "keepalive_interval_ms",
+            Some(DEFAULT_KEEPALIVE_INTERVAL),
+            keepalive,
+        ),
+        drain_timeout: table.or("drain_timeout_ms", DEFAULT_DRAIN_TIMEOUT, positive_ms),
+        on_client_disconnect: table.or("on_client_disconnect", OnClientDisconnect::Drain, |f| {
+            f.choice(&[
+                ("drain", OnClientDisconnect::Drain),
+                ("abort", OnClientDisconnect::Abort),
+            ])
+        }),
+    }
+}
+
+pub(super) fn concurrency(table: &Table<'_>) -> ConcurrencyConfig {
+    ConcurrencyConfig {
+        ping_interval: table.or("ping_interval_ms", DEFAULT_PING_INTERVAL, |f| {
+            milliseconds(f, MIN_PING_MS..=MAX_PING_MS, "100 to 60000 milliseconds")
+        }),
+        user_wait: table.or("user_wait_ms", DEFAULT_USER_WAIT, wait_ms),
+        account_wait: table.or("account_wait_ms", DEFAULT_ACCOUNT_WAIT, wait_ms),
+        sticky_wait: table.or("sticky_wait_ms", DEFAULT_STICKY_WAIT, wait_ms),
+        max_waiting_per_account: table.or("max_waiting_per_account", DEFAULT_MAX_WAITING, |f| {
+            f.whole(0..=MAX_MAX_WAITING, "0 (nobody waits) to 1000000")
+        }),
+    }
+}
+
+pub(super) fn scheduling(table: &Table<'_>) -> SchedulingConfig {
+    SchedulingConfig {
+        top_k: table.or("top_k", DEFAULT_TOP_K, |f| {
+            f.whole(1..=MAX_TOP_K, "1 to 1000")
+        }),
+        sticky_ttl: table.or("sticky_ttl_s", DEFAULT_STICKY_TTL, |f| {
+            f.whole(1..=MAX_STICKY_TTL_S, "1 to 2592000 seconds (30 days)")
+                .map(Duration::from_secs)
+        }),
+        weights: super::check::section(table, "weights", "scheduling.weights")
+            .map_or(DEFAULT_WEIGHTS, |weights| weights_of(&weights)),
+    }
+}
+
+fn weights_of(table: &Table<'_>) -> SchedulingWeights {
+    let weight = |f: &Field<'_>| f.ratio(0.0..=1000.0, "0 to 1000");
+    SchedulingWeights {
+        load: table.or("load", DEFAULT_WEIGHTS.load, weight),
+        queue: table.or("queue", DEFAULT_WEIGHTS.queue, weight),
+        error: table.or("error", DEFAULT_WEIGHTS.error, weight),
+        first_token: table.or("first_token", DEFAULT_WEIGHTS.first_token, weight),
+    }
+}
+
+fn milliseconds(
+    field: &Field<'_>,
+    bounds: std::ops::RangeInclusive<i128>,
+    expected: &str,
+) -> Option<Duration> {
+    field.whole(bounds, expected).map(Duration::from_millis)
+}
+
+fn positive_ms(field: &Field<'_>) -> Option<Duration> {
+    milliseconds(field, 1..=DAY_MS, "1 to 86400000 milliseconds (a day)")
+}
+
+fn wait_ms(field: &Field<'_>) -> Option<Duration> {
+    milliseconds(
+        field,
+        0..=DAY_MS,
+        "0 (answer at once) to 86400000 milliseconds (a day)",
+    )
+}
+
+fn keepalive(field: &Field<'_>) -> Option<Option<Duration>> {
+    const EXPECTED: &str = "0 (off), or 100 to 60000 milliseconds";
+    let ms: u64 = field.whole(0..=MAX_PING_MS, EXPECTED)?;
+    if ms == 0 {
+        return Some(None);
+    }
+    milliseconds(field, MIN_PING_MS..=MAX_PING_MS, EXPECTED).map(Some)
+}

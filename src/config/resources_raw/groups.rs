@@ -1,0 +1,157 @@
+//! `groups:` as checked.
+
+use serde_json::{Map, Value};
+
+use super::{NOT_ENFORCED, Names, amount, count, limit, multiplier, unique_name};
+use crate::config::field::{Field, Table};
+use crate::config::resources::GroupResource;
+use crate::domain::{Platform, SubscriptionType};
+
+const KEYS: &[&str] = &[
+    "name",
+    "enabled",
+    "platform",
+    "rate_multiplier",
+    "subscription_type",
+    "daily_limit_usd",
+    "weekly_limit_usd",
+    "monthly_limit_usd",
+    "rpm_limit",
+    "claude_code_only",
+    "fallback_group",
+    "min_client_version",
+    "fallback_group_on_invalid_request",
+    "model_routing",
+    "image_prices",
+];
+/// Image sizes that have a price of their own.
+const IMAGE_SIZES: &[&str] = &["1k", "2k", "4k"];
+
+pub(super) fn group<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<GroupResource> {
+    let table = item.table(KEYS)?;
+    let name = unique_name(&table, "group", names);
+    let platform = platform(&table);
+    let group = GroupResource {
+        enabled: table.or("enabled", true, Field::flag),
+        rate_multiplier: table.or_null("rate_multiplier", multiplier),
+        subscription_type: table.or("subscription_type", SubscriptionType::Standard, |f| {
+            let chosen = f.choice(&[
+                ("standard", SubscriptionType::Standard),
+                ("subscription", SubscriptionType::Subscription),
+            ])?;
+            if chosen == SubscriptionType::Subscription {
+                f.warn("stored, but this version has no subscriptions");
+            }
+            Some(chosen)
+        }),
+        daily_limit: table.or_null("daily_limit_usd", stored_limit),
+        weekly_limit: table.or_null("weekly_limit_usd", stored_limit),
+        monthly_limit: table.or_null("monthly_limit_usd", stored_limit),
+        rpm_limit: rpm_limit(&table),
+        options: options(&table),
+        name: name.unwrap_or_default(),
+        platform: platform.unwrap_or(Platform::OpenAi),
+    };
+    // What stands in for a bad name or platform is never seen: a mistake was noted.
+    Some(group)
+}
+
+/// The platform of a group or account.
+pub(super) fn platform(table: &Table<'_>) -> Option<Platform> {
+    let choices = Platform::ALL.map(|p| (p.as_str(), p));
+    let expected = "one of openai, anthropic, gemini, antigravity";
+    table.required("platform", expected)?.choice(&choices)
+}
+
+/// A request limit per minute, which this version only keeps.
+pub(super) fn rpm_limit(table: &Table<'_>) -> u32 {
+    table.or("rpm_limit", 0, |f| {
+        let limit = count(f, "off")?;
+        if limit != 0 {
+            f.warn(NOT_ENFORCED);
+        }
+        Some(limit)
+    })
+}
+
+/// A limit that this version only keeps.
+pub(super) fn stored_limit(field: &Field<'_>) -> Option<crate::domain::Money> {
+    let limit = limit(field)?;
+    field.warn(NOT_ENFORCED);
+    Some(limit)
+}
+
+/// The fields that later versions act on. Only what differs from the default is kept, so that
+/// writing a default down changes nothing.
+fn options(table: &Table<'_>) -> Map<String, Value> {
+    let mut options = Map::new();
+    let mut keep = |key: &str, field: &Field<'_>, value: Value| {
+        field.warn(NOT_ENFORCED);
+        options.insert(key.to_string(), value);
+    };
+    if let Some(field) = table.get("claude_code_only")
+        && field.flag() == Some(true)
+    {
+        keep("claude_code_only", &field, Value::Bool(true));
+    }
+    for key in ["fallback_group", "fallback_group_on_invalid_request"] {
+        if let Some(field) = table.given(key)
+            && let Some(name) = field.name()
+        {
+            keep(key, &field, name.into());
+        }
+    }
+    if let Some(field) = table.given("min_client_version")
+        && let Some(version) = version(&field)
+    {
+        keep("min_client_version", &field, version.into());
+    }
+    if let Some(field) = table.given("model_routing") {
+        let routes = model_routing(&field);
+        if !routes.is_empty() {
+            keep("model_routing", &field, Value::Object(routes));
+        }
+    }
+    if let Some(field) = table.given("image_prices")
+        && let Some(sizes) = field.table(IMAGE_SIZES)
+    {
+        let prices: Map<String, Value> = IMAGE_SIZES
+            .iter()
+            .filter_map(|size| {
+                let price = sizes.or_null(size, amount)?;
+                Some(((*size).to_string(), price.to_string().into()))
+            })
+            .collect();
+        if !prices.is_empty() {
+            keep("image_prices", &field, Value::Object(prices));
+        }
+    }
+    options
+}
+
+fn version<'a>(field: &Field<'a>) -> Option<&'a str> {
+    const EXPECTED: &str = "a version such as \"1.2.3\"";
+    let text = field.text(EXPECTED)?;
+    let fine = text.split('.').count() == 3
+        && text
+            .split('.')
+            .all(|part| part.parse::<u32>().is_ok_and(|n| n.to_string() == part));
+    if !fine {
+        field.bad("not a version", EXPECTED);
+    }
+    fine.then_some(text)
+}
+
+fn model_routing(field: &Field<'_>) -> Map<String, Value> {
+    let mut routes = Map::new();
+    for (pattern, accounts) in field
+        .pairs("patterns to lists of accounts")
+        .unwrap_or_default()
+    {
+        super::accounts::check_pattern(pattern, &accounts);
+        if let Some(names) = accounts.names() {
+            routes.insert(pattern.to_string(), names.into());
+        }
+    }
+    routes
+}

@@ -1,0 +1,458 @@
+//! Resource files as a whole.
+
+use super::*;
+use crate::domain::price::Price;
+use crate::domain::{AccountType, Platform};
+
+fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).to_string(), (*v).to_string()))
+        .collect()
+}
+
+/// Reads texts as the files `0.yaml`, `1.yaml`, ...
+fn read(texts: &[&str]) -> Result<(Resources, Vec<String>), Mistakes> {
+    let mut mistakes = Vec::new();
+    let inputs: Vec<Input> = texts
+        .iter()
+        .enumerate()
+        .filter_map(|(i, text)| {
+            let name = format!("{i}.yaml");
+            Input::parse(name, "/".into(), text.as_bytes().to_vec(), &mut mistakes)
+        })
+        .collect();
+    let env = env(&[("PROVIDER_KEY", "sk-from-env"), ("SPACED", "sk from env")]);
+    check(&inputs, Path::new("/"), &env, mistakes)
+}
+
+fn mistakes(texts: &[&str]) -> Vec<String> {
+    match read(texts) {
+        Ok((resources, _)) => panic!("no mistake in {texts:?}: {resources:?}"),
+        Err(mistakes) => mistakes.0.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn the_example_is_right_and_warns_of_nothing() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/resources.example.yaml");
+    let env = env(&[("OPENAI_API_KEY", "sk-example")]);
+    let (resources, warnings) =
+        load_resources(&[file], &env).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(
+        (
+            resources.groups.len(),
+            resources.accounts.len(),
+            resources.users.len(),
+            resources.api_keys.len(),
+            resources.prices.len(),
+        ),
+        (1, 2, 1, 1, 1)
+    );
+    assert_eq!(
+        resources.accounts[0].credentials.api_key.expose(),
+        "sk-example"
+    );
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let (resources, warnings) = read(&["groups:\n- {name: g, platform: openai}\n\
+         accounts:\n- {name: a, platform: openai, credentials: {api_key: sk-1}}\n\
+         users:\n- {name: u}\n\
+         api_keys:\n- {name: k, user: u}\n"])
+    .unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    let group = &resources.groups[0];
+    assert!(group.enabled && group.rate_multiplier.is_none() && group.options.is_empty());
+    let account = &resources.accounts[0];
+    assert_eq!((account.concurrency, account.priority), (10, 50));
+    assert_eq!(account.account_type, AccountType::ApiKey);
+    assert_eq!(account.rate_multiplier, Multiplier::ONE);
+    assert!(account.schedulable && account.enabled && account.groups.is_empty());
+    assert_eq!((account.load_factor, account.expires_at), (None, None));
+    assert!(account.model_mapping.is_empty() && account.credentials.base_url.is_none());
+    let user = &resources.users[0];
+    assert_eq!(
+        (user.balance, user.concurrency, user.rpm_limit),
+        (None, 5, 0)
+    );
+    let key = &resources.api_keys[0];
+    assert_eq!((&key.key, &key.group, key.quota), (&None, &None, None));
+    assert_eq!(key.rate_limits, [None; 3]);
+}
+
+#[test]
+fn everything_written_is_read() {
+    let (resources, warnings) = read(&[
+        "groups:\n- name: g\n  enabled: false\n  platform: openai\n  rate_multiplier: 0.85\n",
+        "accounts:\n\
+         - name: 4711\n  platform: openai\n  credentials: {api_key: '${PROVIDER_KEY}', base_url: 'http://[::1]:9/v1/'}\n\
+        \x20 groups: [g, h]\n  concurrency: 0\n  priority: -1\n  model_mapping: {'gpt-*': gpt-5, o3: o3}\n\
+        \x20 rate_multiplier: '2'\n  load_factor: 3\n  schedulable: false\n  expires_at: 2027-01-01T02:00:00+02:00\n\
+         ---\n# nothing\n---\n\
+         users:\n- {name: u, balance: 1234567.123456789, concurrency: 1, group_multipliers: {g: 0.1}}\n\
+         api_keys:\n- {name: k, key: tg-0123456789abcdef, user: u, group: g, quota: 5, ip_allow: [10.0.0.0/8], ip_deny: ['::1']}\n\
+         subscriptions: []\nchannels:\nerror_passthrough_rules: []\n\
+         prices: {Model-X: {input_cost_per_token: 1.5e-6, output_cost_per_token: '2e-6', mode: chat, supports_prompt_caching: true}}\n",
+    ])
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(warnings, Vec::<String>::new());
+    assert!(!resources.groups[0].enabled);
+    assert_eq!(
+        resources.groups[0].rate_multiplier,
+        Some(Multiplier(850_000))
+    );
+    let account = &resources.accounts[0];
+    assert_eq!(account.name, "4711");
+    assert_eq!(account.credentials.api_key.expose(), "sk-from-env");
+    assert_eq!(
+        account.credentials.base_url.as_deref(),
+        Some("http://[::1]:9/v1")
+    );
+    assert_eq!(account.groups, ["g", "h"]);
+    assert_eq!(
+        (account.concurrency, account.priority, account.load_factor),
+        (0, -1, Some(3))
+    );
+    assert_eq!(account.model_mapping.lookup("gpt-4o"), Some("gpt-5"));
+    assert_eq!(account.rate_multiplier, Multiplier(2_000_000));
+    assert!(!account.schedulable);
+    assert_eq!(
+        account.expires_at.unwrap().to_rfc3339(),
+        "2027-01-01T00:00:00+00:00"
+    );
+    let user = &resources.users[0];
+    assert_eq!(user.balance, Some(Money(1_234_567_123_456_789)));
+    assert_eq!(user.group_multipliers["g"], Multiplier(100_000));
+    let key = &resources.api_keys[0];
+    assert_eq!(key.key.as_ref().unwrap().expose(), "tg-0123456789abcdef");
+    assert_eq!(key.quota, Some(Money::from_usd(5)));
+    assert_eq!(
+        (&key.ip_allow[..], &key.ip_deny[..]),
+        (&["10.0.0.0/8".into()][..], &["::1".into()][..])
+    );
+    let price = &resources.prices["model-x"];
+    assert_eq!(
+        (price.input, price.output),
+        (Some(Price(1_500_000_000)), Some(Price(2_000_000_000)))
+    );
+}
+
+/// One account with `rest` in it.
+fn account(rest: &str) -> String {
+    format!("accounts:\n- {{name: a, platform: openai, credentials: {{api_key: sk-1}}, {rest}}}\n")
+}
+
+fn key(rest: &str) -> String {
+    format!("api_keys:\n- {{name: k, user: u, {rest}}}\n")
+}
+
+#[test]
+fn every_mistake_is_named() {
+    let long_name = "x".repeat(129);
+    let mut failures = Vec::new();
+    for (text, want) in [
+        // The file and its kinds.
+        ("- a".to_string(), "0.yaml:1:1: not a map"),
+        ("groups: [".into(), "0.yaml:2:1: not valid YAML"),
+        ("acounts: []".into(), "0.yaml:1:1 acounts: unknown key; expected `accounts`, perhaps"),
+        ("groups: x".into(), "groups: not a list, found `x`; expected a list of groups"),
+        ("groups: [x]".into(), "groups[0]: not a map, found `x`"),
+        ("users: [{name: u, balence: 1}]".into(), "0.yaml:1:19 users[0] \"u\".balence: unknown key; expected `balance`, perhaps"),
+        ("channels: [{name: c}]".into(), "channels: channels are not supported by this version"),
+        ("subscriptions: [{}]".into(), "subscriptions are not supported by this version"),
+        ("error_passthrough_rules: [{}]".into(), "error_passthrough_rules are not supported"),
+        // Names.
+        ("users: [{}]".into(), "users[0]: `name` is missing"),
+        ("users: [{name: ''}]".into(), "users[0] \"\".name: not a usable name"),
+        ("users: [{name: ' u'}]".into(), "not a usable name, found ` u`"),
+        ("users: [{name: \"a\\nb\"}]".into(), "not a usable name, found `a\\nb`"),
+        (format!("users: [{{name: {long_name}}}]"), "not a usable name"),
+        ("users: [{name: true}]".into(), "YAML reads this as a flag, found `true`; expected a name"),
+        ("users: [{name: u}, {name: u}]".into(), "0.yaml:1:27 users[1] \"u\".name: the same user is already at users[0] \"u\".name, found `u`"),
+        // Groups.
+        ("groups: [{name: g}]".into(), "groups[0] \"g\": `platform` is missing; expected one of openai, "),
+        ("groups: [{name: g, platform: opanai}]".into(), "no such choice, found `opanai`; expected openai, perhaps"),
+        ("groups: [{name: g, platform: openai, enabled: 1}]".into(), "enabled: not a flag"),
+        ("groups: [{name: g, platform: openai, rate_multiplier: x}]".into(), "rate_multiplier: not a decimal number, found `x`"),
+        ("groups: [{name: g, platform: openai, subscription_type: paid}]".into(), "no such choice, found `paid`"),
+        ("groups: [{name: g, platform: openai, daily_limit_usd: 0}]".into(), "daily_limit_usd: not above zero"),
+        ("groups: [{name: g, platform: openai, rpm_limit: -1}]".into(), "rpm_limit: out of bounds"),
+        ("groups: [{name: g, platform: openai, rpm_limit: null}]".into(), "rpm_limit: not a whole number"),
+        ("groups: [{name: g, platform: openai, min_client_version: '1.2'}]".into(), "not a version, found `1.2`"),
+        ("groups: [{name: g, platform: openai, model_routing: {'a*b': [x]}}]".into(), "`*` inside the model name `a*b`"),
+        ("groups: [{name: g, platform: openai, image_prices: {8k: 1}}]".into(), "image_prices.8k: unknown key"),
+        // Accounts.
+        ("accounts: [{name: a, platform: openai}]".into(), "accounts[0] \"a\": `credentials` is missing"),
+        ("accounts: [{name: a, platform: openai, credentials: {}}]".into(), "credentials: `api_key` is missing"),
+        ("accounts: [{name: a, platform: openai, credentials: sk-hunter2}]".into(), "credentials: not a map"),
+        ("accounts: [{name: a, platform: openai, credentials: {api_key: x, refesh_token: hunter2}}]".into(), "credentials.refesh_token: unknown key; expected `refresh_token`, perhaps"),
+        ("accounts: [{name: a, platform: openai, credentials: {api_key: [sk-hunter2]}}]".into(), "api_key: not a text"),
+        ("accounts: [{name: a, platform: openai, credentials: {api_key: '${NOT_SET}'}}]".into(), "environment variable NOT_SET is not set"),
+        ("accounts: [{name: a, platform: openai, credentials: {api_key: '${SPACED}'}}]".into(), "holds a space or a character that cannot stand in a header"),
+        ("accounts: [{name: a, platform: openai, type: key, credentials: {api_key: x}}]".into(), "type: no such choice, found `key`"),
+        (account("groups: [g, g]"), "groups[1]: named twice, found `g`"),
+        (account("groups: g"), "groups: not a list, found `g`"),
+        (account("concurrency: -1"), "concurrency: out of bounds"),
+        (account("concurrency: 4294967296"), "concurrency: out of bounds"),
+        (account("priority: high"), "priority: not a whole number, found `high`"),
+        (account("load_factor: 0"), "load_factor: out of bounds"),
+        (account("rate_multiplier: -1"), "rate_multiplier: must not be negative"),
+        (account("expires_at: tomorrow"), "expires_at: not a time, found `tomorrow`"),
+        (account("expires_at: 2027-01-01"), "expires_at: not a time"),
+        (account("model_mapping: {'a*b': c}"), "model_mapping.a*b: `*` inside the model name `a*b`"),
+        (account("model_mapping: {'': c}"), "an empty model name"),
+        (account("model_mapping: {a: ''}"), "model_mapping.a: not a usable name"),
+        (account("model_mapping: [a]"), "model_mapping: not a map"),
+        (account("proxy: 'socks5://u:hunter2@h:1'"), "proxy: egress proxies are not supported by this version; expected null"),
+        (account("extra: [a]"), "extra: not a map"),
+        // Users and keys.
+        ("users: [{name: u, balance: -1}]".into(), "balance: must not be negative"),
+        ("users: [{name: u, balance: 0.0000000001}]".into(), "more than 9 digits after the decimal point, found `0.0000000001`"),
+        ("users: [{name: u, balance: 0.1000000000000000055}]".into(), "balance: more than 9 digits"),
+        ("users: [{name: u, group_multipliers: {g: x}}]".into(), "group_multipliers.g: not a decimal number"),
+        ("api_keys: [{name: k}]".into(), "api_keys[0] \"k\": `user` is missing"),
+        (key("key: hunter2"), "key: too short; expected 16 to 256 characters"),
+        (key("key: 'hunter2 hunter2 hunter2'"), "key: has characters a key cannot have"),
+        (format!("api_keys: [{{name: k, user: u, key: {}}}]", "hunter2-".repeat(33)), "key: too long"),
+        (key("quota: 0"), "quota: not above zero, found `0`; expected USD above zero"),
+        (key("rate_limits: {5h: 1, 2h: 1}"), "rate_limits.2h: unknown key"),
+        (key("rate_limits: {5h: x}"), "rate_limits.5h: not a decimal number"),
+        (key("ip_allow: 10.0.0.0/8"), "ip_allow: not a list"),
+        ("api_keys: [{name: k, user: u, key: hunter2hunter2hunter2}, {name: l, user: u, key: hunter2hunter2hunter2}]".into(),
+         "api_keys[1] \"l\".key: the same key text is already at api_keys[0] \"k\".key; expected"),
+        // Prices.
+        ("prices: []".into(), "prices: not a map"),
+        ("prices: {m: 1}".into(), "prices.m: not a map, found `1`"),
+        ("prices: {m: {output_cost_per_image: 1}}".into(), "prices.m: a model without a price"),
+        ("prices: {m: {input_cost_per_token: 1, output_cost_per_tokn: 1}}".into(), "prices.m.output_cost_per_tokn: unknown key; expected `output_cost_per_token`, perhaps (known here: input_cost_per_token, "),
+        ("prices: {m: {input_cost_per_token: 1, input_cost_per_token_above_200k: 1}}".into(), "prices.m.input_cost_per_token_above_200k: unknown key"),
+        ("prices: {m: {input_cost_per_token: free}}".into(), "prices.m: input_cost_per_token: not a decimal number"),
+        ("prices: {m: {input_cost_per_token: -1}}".into(), "input_cost_per_token: must not be negative"),
+        ("prices: {m: {input_cost_per_token: 1}, M: {input_cost_per_token: 1}}".into(), "prices.M: the same price is already at prices.m"),
+    ] {
+        let found = mistakes(&[&text]);
+        let fine = found.len() == 1
+            && found[0].contains(want)
+            && !found[0].contains("hunter2")
+            && !found[0].contains('\n');
+        if !fine {
+            failures.push(format!("{text}\n  wanted: {want}\n  found: {found:#?}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn addresses_of_providers_are_checked() {
+    for (url, want) in [
+        ("https://api.openai.com", None),
+        ("http://127.0.0.1:8000/v1", None),
+        ("api.openai.com", Some("neither http:// nor https://")),
+        ("ftp://h", Some("neither http:// nor https://")),
+        ("https://", Some("not a URL")),
+        ("https://:80", Some("has no host")),
+        ("https://u:hunter2@h", Some("holds a user name or password")),
+        ("https://h?key=hunter2", Some("has a query")),
+        ("https://h/#x", Some("has a fragment")),
+        ("https://h:99999", Some("has a port that is none")),
+        ("https://a b", Some("not a URL")),
+    ] {
+        let text = format!(
+            "accounts: [{{name: a, platform: openai, credentials: {{api_key: k, base_url: '{url}'}}}}]"
+        );
+        match (read(&[&text]), want) {
+            (Ok(_), None) => {}
+            (Err(error), Some(want)) => {
+                assert!(
+                    error.to_string().contains(&format!("base_url: {want}")),
+                    "{url}: {error}"
+                );
+                assert!(!error.to_string().contains("hunter2"));
+            }
+            (other, want) => panic!("{url}: {other:?} instead of {want:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_stored_but_has_no_effect_is_said() {
+    let (resources, warnings) = read(&[
+        "groups:\n- {name: g, platform: gemini, daily_limit_usd: 1, rpm_limit: 2, subscription_type: subscription, claude_code_only: true,\n\
+        \x20   fallback_group: h, min_client_version: 1.2.3, model_routing: {'a*': [x]}, image_prices: {1k: 0.04, 2k: null}}\n\
+         - {name: h, platform: openai, claude_code_only: false, fallback_group: null, model_routing: {}, image_prices: {1k: null}}\n\
+         accounts:\n- {name: a, platform: anthropic, type: oauth, credentials: {access_token: t}, extra: {base_rpm: 5, pool_mod: true}}\n\
+         users:\n- {name: u, rpm_limit: 3}\n\
+         api_keys:\n- {name: k, user: u, rate_limits: {1d: 2.50}, ip_deny: [somewhere]}\n",
+    ])
+    .unwrap();
+    let options = serde_json::json!({
+        "claude_code_only": true, "fallback_group": "h", "min_client_version": "1.2.3",
+        "model_routing": {"a*": ["x"]}, "image_prices": {"1k": "0.04"},
+    });
+    assert_eq!(
+        serde_json::Value::Object(resources.groups[0].options.clone()),
+        options
+    );
+    assert!(resources.groups[1].options.is_empty());
+    let account = &resources.accounts[0];
+    assert_eq!(
+        (account.platform, account.account_type),
+        (Platform::Anthropic, AccountType::Oauth)
+    );
+    assert_eq!(account.credentials.other["access_token"].expose(), "t");
+    assert_eq!(
+        serde_json::Value::Object(account.extra.clone()),
+        serde_json::json!({"base_rpm": 5, "pool_mod": true})
+    );
+    assert_eq!(
+        resources.api_keys[0].rate_limits,
+        [None, Some(Money(2_500_000_000)), None]
+    );
+    assert_eq!(resources.api_keys[0].ip_deny, ["somewhere"]);
+    for want in [
+        "groups[0] \"g\".daily_limit_usd: stored, but not enforced by this version",
+        "groups[0] \"g\".rpm_limit: stored",
+        "groups[0] \"g\".subscription_type: stored",
+        "groups[0] \"g\".claude_code_only: stored",
+        "groups[0] \"g\".fallback_group: stored",
+        "groups[0] \"g\".min_client_version: stored",
+        "groups[0] \"g\".model_routing: stored",
+        "groups[0] \"g\".image_prices: stored",
+        "accounts[0] \"a\": this version sends requests only through openai accounts of type api_key",
+        "accounts[0] \"a\".extra.base_rpm: stored, but not used by this version",
+        "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
+        "users[0] \"u\".rpm_limit: stored",
+        "api_keys[0] \"k\".rate_limits.1d: stored",
+        "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",
+    ] {
+        assert_eq!(
+            warnings.iter().filter(|w| w.contains(want)).count(),
+            1,
+            "{want}\n{warnings:#?}"
+        );
+    }
+    assert_eq!(warnings.len(), 14, "{warnings:#?}");
+    assert!(warnings[0].starts_with("0.yaml:2:"), "{warnings:#?}");
+}
+
+#[test]
+fn prices_that_are_hardly_meant_are_said() {
+    let (resources, warnings) = read(&[
+        "prices:\n  both: {input_cost_per_token: 1e-6, output_cost_per_token: 0, input_cost_per_token_above_200k_tokens: 2e-6}\n\
+        \x20 embedding: {input_cost_per_token: 1e-6}\n\
+        \x20 backwards: {output_cost_per_token: 1e-6, input_cost_per_token: null}\n\
+        \x20 long: {input_cost_per_token: 1e-6, output_cost_per_token: 1e-6, cache_read_input_token_cost_above_200k_tokens: 1e-6}\n",
+    ])
+    .unwrap();
+    assert_eq!(resources.prices.len(), 4);
+    let wanted = [
+        "0.yaml:3:14 prices.embedding: without output_cost_per_token: those tokens cost nothing",
+        "0.yaml:4:14 prices.backwards: without input_cost_per_token: those tokens cost nothing",
+        "prices.long.cache_read_input_token_cost_above_200k_tokens: not used",
+    ];
+    assert_eq!(warnings.len(), wanted.len(), "{warnings:#?}");
+    for (warning, want) in warnings.iter().zip(wanted) {
+        assert!(warning.contains(want), "{warning}\n{want}");
+    }
+}
+
+#[test]
+fn names_that_are_in_no_file_are_known() {
+    let (resources, _) = read(&[
+        "groups: [{name: g, platform: openai, fallback_group: h, model_routing: {'m*': [a, b]}}]\n\
+         accounts: [{name: a, platform: openai, groups: [g, i], credentials: {api_key: k}}]\n",
+        "users: [{name: u, group_multipliers: {g: 1, j: 1}}]\n\
+         api_keys: [{name: k, user: u, group: g}, {name: l, user: v, group: w}, {name: m, user: u}]\n",
+    ])
+    .unwrap();
+    let missing: Vec<String> = resources
+        .missing()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        missing,
+        [
+            "groups/g: fallback_group: there is no group named \"h\"",
+            "groups/g: model_routing.m*: there is no account named \"b\"",
+            "accounts/a: groups: there is no group named \"i\"",
+            "users/u: group_multipliers: there is no group named \"j\"",
+            "api_keys/l: user: there is no user named \"v\"",
+            "api_keys/l: group: there is no group named \"w\"",
+        ]
+    );
+}
+
+#[test]
+fn names_are_unique_across_files_and_documents() {
+    let found = mistakes(&[
+        "users: [{name: u}]\n---\nusers:\n- name: u\n",
+        "\nusers: [{name: u}]\ngroups: [{name: u, platform: openai}]\n",
+    ]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(
+        found[0].starts_with(
+            "0.yaml:4:9 users[0] \"u\".name: the same user is already at users[0] \"u\".name,"
+        ),
+        "{found:#?}"
+    );
+    assert!(found[1].starts_with("1.yaml:2:16 users[0] \"u\".name: the same user is already at 0.yaml users[0] \"u\".name,"), "{found:#?}");
+}
+
+#[test]
+fn seven_mistakes_are_seven_lines() {
+    let found = mistakes(&[
+        "groups:\n- name: g\n  platform: opneai\n  rate: 1\naccounts:\n- platform: openai\n  credentials: {api_key: ''}\n",
+        "users:\n- {name: u, balance: ten, concurrency: -5}\nprices: {m: {}}\n",
+    ]);
+    assert_eq!(found.len(), 7, "{found:#?}");
+    for (line, start) in found.iter().zip([
+        "0.yaml:3:13 groups[0] \"g\".platform: ",
+        "0.yaml:4:3 groups[0] \"g\".rate: ",
+        "0.yaml:6:3 accounts[0]: `name` is missing",
+        "0.yaml:7:26 accounts[0].credentials.api_key: empty",
+        "1.yaml:2:22 users[0] \"u\".balance: ",
+        "1.yaml:2:40 users[0] \"u\".concurrency: ",
+        "1.yaml:3:13 prices.m: ",
+    ]) {
+        assert!(line.starts_with(start), "{start}\n{line}");
+    }
+}
+
+#[test]
+fn files_are_named_once_and_must_be_there() {
+    let twice = [
+        PathBuf::from("/nowhere.yaml"),
+        PathBuf::from("/nowhere.yaml"),
+    ];
+    let error = load_resources(&twice, &env(&[])).unwrap_err();
+    assert_eq!(error.0.len(), 2, "{error}");
+    assert!(error.0[0].problem.starts_with("cannot be read"), "{error}");
+    assert_eq!(error.0[1].problem, "named twice");
+    let (resources, warnings) = read(&["# nothing\n"]).unwrap();
+    assert_eq!(resources, Resources::default());
+    assert_eq!(warnings, ["the files name no resources at all"]);
+}
+
+#[test]
+fn a_file_that_would_grow_without_end_is_refused() {
+    let mut bomb = String::from("a: &a [x, x, x, x, x, x, x, x, x, x]\n");
+    for (name, inner) in ["ba", "cb", "dc", "ed", "fe", "gf"].map(|pair| pair.split_at(1)) {
+        let list = vec![format!("*{inner}"); 10].join(", ");
+        bomb += &format!("{name}: &{name} [{list}]\n");
+    }
+    assert!(mistakes(&[&bomb])[0].contains("repetition limit exceeded"));
+    assert!(mistakes(&[&"[".repeat(100_000)])[0].contains("recursion limit exceeded"));
+}
+
+#[test]
+fn a_great_many_mistakes_are_all_named_in_good_time() {
+    let text = "users:\n".to_string() + &"- {name: u, balence: 1}\n".repeat(20_000);
+    let found = mistakes(&[&text]);
+    // Unknown key in each, and all but the first have a name that is taken.
+    assert_eq!(found.len(), 39_999);
+    assert!(found[0].starts_with("0.yaml:2:13 users[0]"), "{}", found[0]);
+}
