@@ -4,6 +4,7 @@
 //! `main → app → proxy, jobs, admin, cli → auth, limits, scheduler, billing, providers →
 //! state, storage → domain, config → filters`.
 
+pub mod billing;
 pub mod config;
 pub mod domain;
 pub mod logging;
