@@ -8,3 +8,4 @@ pub mod billing;
 pub mod config;
 pub mod domain;
 pub mod logging;
+pub mod storage;

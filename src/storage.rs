@@ -1,0 +1,132 @@
+//! What is remembered: the configured objects, usage records, and the ledger with its balances,
+//! in one SQLite file. Come here for anything that must survive a restart; not for live state
+//! (slots, windows, cool-downs), and never from the request path: it reads the
+//! [`Directory`](crate::domain::Directory) that was loaded from here.
+//!
+//! | question | file |
+//! |---|---|
+//! | how is the file opened, shared and protected? | `open.rs`, `seal.rs`, `meta.rs` |
+//! | what is in it? | `migrations/`, `entities/`, `convert.rs` |
+//! | how does it come to hold what the operator wrote? | `apply.rs`, `operate.rs` |
+//! | what does the server read? | `directory.rs` |
+//! | how does a request become a record and a charge? | `settle.rs`, `ledger.rs` |
+//! | what does the command line show? | `usage.rs`, `views.rs` |
+
+mod apply;
+mod convert;
+mod directory;
+mod entities;
+mod error;
+mod ledger;
+mod meta;
+mod migrations;
+mod open;
+mod operate;
+mod rows;
+mod seal;
+mod settle;
+#[cfg(test)]
+mod tests;
+mod usage;
+mod views;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sea_orm::{DatabaseTransaction, EntityTrait, PaginatorTrait, TransactionTrait};
+
+pub use apply::{ApplyOptions, ApplyReport};
+pub use error::StorageError;
+pub use ledger::LedgerMismatch;
+pub use operate::Names;
+pub use seal::KeyHasher;
+pub use settle::Settled;
+pub use usage::{UsageBy, UsageCursor, UsageFilter, UsageRecordView, UsageTotal};
+pub use views::{AccountView, GroupView, KeyView, RateLimitsView, UserView};
+
+use crate::domain::Secret;
+use seal::Sealer;
+
+/// The store of one data directory. Cheap to clone; any number of processes may have the same
+/// directory open at once.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pools: open::Pools,
+    hasher: KeyHasher,
+    sealer: Sealer,
+}
+
+impl Store {
+    /// Opens the store in `data_dir`, creating and migrating it as needed.
+    ///
+    /// # Errors
+    /// [`StorageError::WrongSecret`] when the database was made with another secret,
+    /// [`StorageError::Newer`] when a newer version made it, [`StorageError::Io`] when the
+    /// directory cannot be used.
+    pub async fn open(data_dir: &Path, secret: &Secret) -> Result<Store, StorageError> {
+        Ok(Store {
+            inner: Arc::new(Inner {
+                pools: open::open(data_dir, secret).await?,
+                hasher: KeyHasher::new(secret),
+                sealer: Sealer::new(secret),
+            }),
+        })
+    }
+
+    /// Closes the connections (of all clones) and folds the write-ahead log into the file.
+    ///
+    /// # Errors
+    /// [`StorageError::Db`] when a connection could not be closed cleanly.
+    pub async fn close(&self) -> Result<(), StorageError> {
+        self.inner.pools.reader.close_by_ref().await?;
+        self.inner.pools.writer.close_by_ref().await?;
+        Ok(())
+    }
+
+    /// Hashes presented keys as the store does.
+    pub fn hasher(&self) -> &KeyHasher {
+        &self.inner.hasher
+    }
+
+    /// The change counter: it grows with every change of configuration (`apply`, new keys,
+    /// pausing, credits), not with settlements.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the database cannot be read.
+    pub async fn version(&self) -> Result<i64, StorageError> {
+        meta::version(&self.inner.pools.reader).await
+    }
+
+    /// Whether there is not a single group, account, user or key.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the database cannot be read.
+    pub async fn is_empty(&self) -> Result<bool, StorageError> {
+        let txn = self.begin_read().await?;
+        let rows = entities::group::Entity::find().count(&txn).await?
+            + entities::account::Entity::find().count(&txn).await?
+            + entities::user::Entity::find().count(&txn).await?
+            + entities::api_key::Entity::find().count(&txn).await?;
+        Ok(rows == 0)
+    }
+
+    /// A transaction whose reads all see the same state.
+    async fn begin_read(&self) -> Result<DatabaseTransaction, StorageError> {
+        Ok(self.inner.pools.reader.begin().await?)
+    }
+
+    /// A transaction that holds the write lock; dropped without a commit it changes nothing.
+    async fn begin_write(&self) -> Result<DatabaseTransaction, StorageError> {
+        open::begin_write(&self.inner.pools.writer).await
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store(…)")
+    }
+}

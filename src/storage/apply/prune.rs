@@ -1,0 +1,93 @@
+//! What `--prune` does to objects that the file no longer names.
+
+use std::collections::HashSet;
+
+use sea_orm::ActiveValue::Set;
+use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter};
+
+use super::pass::Pass;
+use crate::storage::StorageError;
+use crate::storage::entities::{account, api_key, group, price_override, user};
+
+impl Pass<'_> {
+    /// Disables what the file does not name. Rows stay, since records and entries refer to them;
+    /// only price overrides, to which nothing refers, go.
+    pub(super) async fn prune(&mut self) -> Result<(), StorageError> {
+        let (held, resources) = (self.held, self.resources);
+        let rows = held.groups.values().filter(|row| row.enabled);
+        self.disable(
+            "groups",
+            rows.map(|row| (row.id, &row.name)),
+            resources.groups.iter().map(|r| &r.name),
+            group::Column::Id,
+            group::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            },
+        )
+        .await?;
+        let rows = held.accounts.values().filter(|row| row.enabled);
+        self.disable(
+            "accounts",
+            rows.map(|row| (row.id, &row.name)),
+            resources.accounts.iter().map(|r| &r.name),
+            account::Column::Id,
+            account::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            },
+        )
+        .await?;
+        let rows = held.users.values().filter(|row| row.enabled);
+        self.disable(
+            "users",
+            rows.map(|row| (row.id, &row.name)),
+            resources.users.iter().map(|r| &r.name),
+            user::Column::Id,
+            user::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            },
+        )
+        .await?;
+        let rows = held.api_keys.values().filter(|row| row.enabled);
+        self.disable(
+            "api_keys",
+            rows.map(|row| (row.id, &row.name)),
+            resources.api_keys.iter().map(|r| &r.name),
+            api_key::Column::Id,
+            api_key::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            },
+        )
+        .await?;
+        for model in held.prices.keys() {
+            if !resources.prices.contains_key(model) {
+                price_override::Entity::delete_many()
+                    .filter(price_override::Column::Model.eq(model.as_str()))
+                    .exec(self.txn)
+                    .await?;
+                self.report.removed.push(format!("prices/{model}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `off` to every enabled row that is not named.
+    async fn disable<A: ActiveModelTrait>(
+        &mut self,
+        kind: &str,
+        enabled: impl Iterator<Item = (i64, &String)>,
+        named: impl Iterator<Item = &String>,
+        id_column: <A::Entity as EntityTrait>::Column,
+        off: A,
+    ) -> Result<(), StorageError> {
+        let named: HashSet<&String> = named.collect();
+        for (id, name) in enabled.filter(|(_, name)| !named.contains(name)) {
+            self.update(id_column, id, Some(off.clone())).await?;
+            self.report.removed.push(format!("{kind}/{name}"));
+        }
+        Ok(())
+    }
+}

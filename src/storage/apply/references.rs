@@ -1,0 +1,174 @@
+//! Everything that must hold before anything is written; all mistakes are told at once.
+
+use std::collections::{HashMap, HashSet};
+
+use super::held::Held;
+use crate::config::resources::{Kind, Resources};
+use crate::domain::{KeyHash, Platform};
+use crate::storage::{KeyHasher, StorageError};
+
+/// Largest opening balance in nano-dollars: a billion dollars, far inside the ledger's range.
+const MAX_OPENING_NANOS: i64 = 1_000_000_000_000_000_000;
+
+/// Refuses unknown references, accounts in groups of another platform, names given twice and key
+/// texts used twice.
+pub(super) fn check(
+    resources: &Resources,
+    held: &Held,
+    hasher: &KeyHasher,
+    prune: bool,
+) -> Result<(), StorageError> {
+    let mut problems = Vec::new();
+    duplicates(
+        "groups",
+        resources.groups.iter().map(|r| &r.name),
+        &mut problems,
+    );
+    duplicates(
+        "accounts",
+        resources.accounts.iter().map(|r| &r.name),
+        &mut problems,
+    );
+    duplicates(
+        "users",
+        resources.users.iter().map(|r| &r.name),
+        &mut problems,
+    );
+    duplicates(
+        "api_keys",
+        resources.api_keys.iter().map(|r| &r.name),
+        &mut problems,
+    );
+
+    for reference in resources.missing() {
+        let in_store = match reference.kind {
+            Kind::Group => held.groups.contains_key(reference.name),
+            Kind::Account => held.accounts.contains_key(reference.name),
+            Kind::User => held.users.contains_key(reference.name),
+        };
+        if !in_store {
+            problems.push(reference.to_string());
+        }
+    }
+    check_platforms(resources, held, prune, &mut problems);
+    for user in &resources.users {
+        if user
+            .balance
+            .is_some_and(|b| b.0.unsigned_abs() > MAX_OPENING_NANOS.unsigned_abs())
+        {
+            problems.push(format!("users/{}: balance: at most 1000000000", user.name));
+        }
+    }
+    check_key_texts(resources, held, hasher, &mut problems);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(StorageError::Invalid(problems))
+    }
+}
+
+fn duplicates<'a>(kind: &str, names: impl Iterator<Item = &'a String>, problems: &mut Vec<String>) {
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            problems.push(format!("{kind}/{name}: is given twice"));
+        }
+    }
+}
+
+/// An account serves groups of its own platform only; Antigravity accounts also those of the
+/// dialects they speak, if they are told to.
+fn check_platforms(resources: &Resources, held: &Held, prune: bool, problems: &mut Vec<String>) {
+    let in_file: HashMap<&str, &str> = resources
+        .groups
+        .iter()
+        .map(|r| (r.name.as_str(), r.platform.as_str()))
+        .collect();
+    let mut check = |account: &str, platform: &str, mixed: bool, group: &str| {
+        let stored = || held.groups.get(group).map(|row| row.platform.as_str());
+        let Some(of_group) = in_file.get(group).copied().or_else(stored) else {
+            return;
+        };
+        let mixes = mixed
+            && platform == Platform::Antigravity.as_str()
+            && [Platform::Anthropic, Platform::Gemini]
+                .map(Platform::as_str)
+                .contains(&of_group);
+        if platform != of_group && !mixes {
+            problems.push(format!(
+                "accounts/{account}: its platform is {platform} but groups/{group} is of {of_group}"
+            ));
+        }
+    };
+    for account in &resources.accounts {
+        let mixed = is_mixed(account.extra.get("mixed_scheduling"));
+        for group in &account.groups {
+            check(&account.name, account.platform.as_str(), mixed, group);
+        }
+    }
+    if prune {
+        // Accounts that the file does not name are about to be disabled.
+        return;
+    }
+    // Accounts that stay where they are while their group becomes another platform's.
+    let named: HashSet<&str> = resources.accounts.iter().map(|r| r.name.as_str()).collect();
+    let turned: HashMap<i64, &str> = resources
+        .groups
+        .iter()
+        .filter_map(|r| held.groups.get(&r.name).map(|row| (r, row)))
+        .filter(|(r, row)| row.platform != r.platform.as_str())
+        .map(|(r, row)| (row.id, r.name.as_str()))
+        .collect();
+    for row in held.accounts.values() {
+        if !row.enabled || named.contains(row.name.as_str()) {
+            continue;
+        }
+        let groups = held.account_groups.get(&row.id).into_iter().flatten();
+        for group in groups.filter_map(|id| turned.get(id)) {
+            let extra: serde_json::Value = serde_json::from_str(&row.extra).unwrap_or_default();
+            let mixed = is_mixed(extra.get("mixed_scheduling"));
+            check(&row.name, &row.platform, mixed, group);
+        }
+    }
+}
+
+fn is_mixed(option: Option<&serde_json::Value>) -> bool {
+    option.and_then(serde_json::Value::as_bool) == Some(true)
+}
+
+/// No two keys may have the same text once everything is applied. The text itself is not shown.
+fn check_key_texts(
+    resources: &Resources,
+    held: &Held,
+    hasher: &KeyHasher,
+    problems: &mut Vec<String>,
+) {
+    let given: HashMap<&str, Option<KeyHash>> = resources
+        .api_keys
+        .iter()
+        .map(|r| {
+            (
+                r.name.as_str(),
+                r.key.as_ref().map(|k| hasher.hash(k.expose())),
+            )
+        })
+        .collect();
+    let mut owners: HashMap<Vec<u8>, &str> = held
+        .api_keys
+        .values()
+        .filter(|row| !given.get(row.name.as_str()).is_some_and(Option::is_some))
+        .map(|row| (row.key_hash.clone(), row.name.as_str()))
+        .collect();
+    for resource in &resources.api_keys {
+        let Some(Some(hash)) = given.get(resource.name.as_str()) else {
+            continue;
+        };
+        let owner = owners.entry(hash.0.to_vec()).or_insert(&resource.name);
+        if *owner != resource.name {
+            problems.push(format!(
+                "api_keys/{}: key: is the same as that of api_keys/{owner}",
+                resource.name
+            ));
+        }
+    }
+}

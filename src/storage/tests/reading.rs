@@ -1,0 +1,311 @@
+//! What comes out: the directory, the views, records and totals.
+
+use sea_orm::Iterable;
+
+use super::*;
+use crate::domain::{ApiKeyStatus, UserStatus};
+use crate::storage::entities::usage_record;
+use crate::storage::{StorageError, UsageBy, UsageFilter};
+
+#[tokio::test]
+async fn the_directory_holds_what_was_applied() {
+    let (dir, store) = filled().await;
+    store.close().await.unwrap();
+    let store = open(&dir).await;
+    let wanted = resources();
+    let directory = store.load_directory(Multiplier(2_000_000)).await.unwrap();
+    assert_eq!(directory.version, 1);
+    assert_eq!(directory.price_overrides, wanted.prices);
+
+    let key = directory
+        .key(&store.hasher().hash("tg-alice-0123456789abcdef"))
+        .unwrap();
+    let resource = &wanted.api_keys[0];
+    assert_eq!(key.name, resource.name);
+    assert_eq!(key.hint, "tg-alice");
+    assert_eq!(key.status, ApiKeyStatus::Active);
+    assert_eq!(
+        (key.quota, key.rate_limits),
+        (resource.quota, resource.rate_limits)
+    );
+    assert_eq!(key.expires_at, resource.expires_at);
+    assert_eq!(
+        (&key.ip_allow, &key.ip_deny),
+        (&resource.ip_allow, &resource.ip_deny)
+    );
+
+    let user = directory.user(key.user.unwrap()).unwrap();
+    let group = directory.group(key.group.unwrap()).unwrap();
+    assert_eq!(
+        (user.name.as_str(), user.status),
+        ("alice", UserStatus::Active)
+    );
+    assert_eq!((user.concurrency, user.rpm_limit), (5, 60));
+    assert_eq!(
+        user.group_multipliers,
+        [(group.id, Multiplier(500_000))].into()
+    );
+
+    let resource = &wanted.groups[0];
+    assert_eq!(group.name, resource.name);
+    assert_eq!(Some(group.rate_multiplier), resource.rate_multiplier);
+    assert_eq!(group.daily_limit, resource.daily_limit);
+    assert_eq!((group.weekly_limit, group.monthly_limit), (None, None));
+    assert_eq!((group.rpm_limit, &group.options), (9, &resource.options));
+    let spare = directory.groups().find(|g| g.name == "spare").unwrap();
+    assert_eq!(spare.rate_multiplier, Multiplier(2_000_000), "the default");
+
+    let [account] = directory.accounts_of(group.id) else {
+        panic!("one account")
+    };
+    let resource = &wanted.accounts[0];
+    assert_eq!(account.name, resource.name);
+    assert_eq!(account.credentials, resource.credentials);
+    assert_eq!(account.proxy, resource.proxy);
+    assert_eq!(account.groups, [group.id, spare.id]);
+    assert_eq!(account.model_mapping, resource.model_mapping);
+    assert_eq!((account.concurrency, account.priority), (10, 50));
+    assert_eq!(
+        (account.load_factor, account.rate_multiplier),
+        (Some(3), Multiplier::ONE)
+    );
+    assert_eq!(
+        (account.expires_at, &account.extra),
+        (resource.expires_at, &resource.extra)
+    );
+    assert!(account.enabled && account.schedulable && !account.paused);
+
+    let balances = store.balances().await.unwrap();
+    assert_eq!(
+        balances,
+        [(UserId(1), Money::from_usd(10)), (UserId(2), Money::ZERO)]
+    );
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_files_or_the_views() {
+    let (dir, store) = filled().await;
+    let mut shown = serde_json::to_string(&store.list_accounts(None).await.unwrap()).unwrap();
+    shown += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
+    store.close().await.unwrap();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        shown += &String::from_utf8_lossy(&bytes);
+    }
+    assert!(shown.contains("alice-laptop"), "the files were read");
+    for hidden in [
+        "sk-one",
+        "p-1\"",
+        "socks5",
+        "u:p@",
+        "tg-alice-0",
+        "a secret for tests",
+    ] {
+        assert!(!shown.contains(hidden), "{hidden}");
+    }
+}
+
+#[tokio::test]
+async fn views_show_names_and_states() {
+    let (_dir, store) = filled().await;
+    let group = &store.list_groups(Some("main")).await.unwrap()[0];
+    let json = serde_json::to_value(group).unwrap();
+    assert_eq!(json["rate_multiplier"], "1.5");
+    assert_eq!(json["fallback_group"], "spare");
+    assert_eq!(json["accounts"], serde_json::json!(["one"]));
+    let account = &store.list_accounts(Some("one")).await.unwrap()[0];
+    let json = serde_json::to_value(account).unwrap();
+    assert_eq!(json["type"], "api_key");
+    assert_eq!(json["base_url"], "https://api.example.com/v1");
+    assert_eq!(json["credential_set"], true);
+    assert_eq!(json["groups"], serde_json::json!(["main", "spare"]));
+    let user = &store.list_users(Some("alice")).await.unwrap()[0];
+    let json = serde_json::to_value(user).unwrap();
+    assert_eq!(
+        (&json["balance"], &json["reserved"]),
+        (&"10".into(), &"0".into())
+    );
+    assert_eq!(json["available"], "10");
+    assert_eq!(json["group_multipliers"]["main"], "0.5");
+    assert!(store.list_users(Some("eve")).await.unwrap().is_empty());
+
+    let status = async |now| store.list_keys(Some("alice-laptop"), now).await.unwrap()[0].status;
+    assert_eq!(status(at(0)).await, ApiKeyStatus::Active);
+    assert_eq!(status(at(9_000)).await, ApiKeyStatus::Expired);
+    store.settle(&[record("r-1", "7")]).await.unwrap();
+    assert_eq!(status(at(0)).await, ApiKeyStatus::QuotaExhausted);
+    let mut wanted = resources();
+    wanted.api_keys[0].enabled = false;
+    apply(&store, &wanted).await;
+    assert_eq!(status(at(0)).await, ApiKeyStatus::Disabled);
+    let key = &store.list_keys(Some("alice-laptop"), at(0)).await.unwrap()[0];
+    let json = serde_json::to_value(key).unwrap();
+    assert_eq!(json["rate_limits"]["7d"], "0.000000003");
+    assert_eq!(
+        (&json["user"], &json["group"]),
+        (&"alice".into(), &"main".into())
+    );
+}
+
+#[tokio::test]
+async fn a_record_has_exactly_the_published_fields_in_order() {
+    let (_dir, store) = filled().await;
+    store.settle(&[record("r-1", "0.125")]).await.unwrap();
+    let filter = UsageFilter {
+        since: at(0),
+        user: None,
+    };
+    let records = store.usage_records(&filter, None, 10).await.unwrap();
+    let text = serde_json::to_string(&records[0]).unwrap();
+    // INTERFACE.md, "Usage record", with the values of `record`.
+    let expected = concat!(
+        r#"{"request_id":"r-1","client_request_id":"client-1","upstream_request_id":"upstream-1","#,
+        r#""created_at":"2026-09-21T14:13:20.123Z","user":"alice","api_key":"alice-laptop","#,
+        r#""group":"main","fallback_from_group":"spare","account":"one","platform":"openai","#,
+        r#""endpoint":"/v1/responses","upstream_endpoint":"/responses","requested_model":"gpt-4o","#,
+        r#""model":"gpt-5","upstream_model":"gpt-5-2026","model_mapping_chain":"gpt-4o→gpt-5","#,
+        r#""stream":true,"status":200,"outcome":"ok","input_tokens":11,"output_tokens":12,"#,
+        r#""cache_creation_tokens":13,"cache_creation_5m_tokens":14,"cache_creation_1h_tokens":15,"#,
+        r#""cache_read_tokens":16,"image_output_tokens":17,"image_count":18,"cost":"0.25","#,
+        r#""charge":"0.125","rate_multiplier":"0.5","billing_type":"balance","#,
+        r#""service_tier":"priority","reasoning_effort":"high","attempts":3,"account_switches":2,"#,
+        r#""duration_ms":1234,"first_token_ms":321,"usage_source":"reported","#,
+        r#""client_disconnected":false,"ip":"10.0.0.7","user_agent":"openai-python"}"#,
+    );
+    assert_eq!(text, expected);
+    assert_eq!(
+        usage_record::Column::iter().count(),
+        46,
+        "a column nobody shows"
+    );
+}
+
+#[tokio::test]
+async fn pages_follow_each_other_without_gap_or_repeat() {
+    let (_dir, store) = filled().await;
+    // Three records a second, written in another order than they arrived in.
+    let mut batch: Vec<UsageRecord> = (0..60)
+        .map(|n| {
+            let mut record = record(&format!("r-{n:02}"), "0");
+            record.created_at = at(n / 3);
+            if n % 2 == 1 {
+                (record.user_id, record.user) = (UserId(2), "bob".to_owned());
+            }
+            record
+        })
+        .collect();
+    batch.rotate_left(20);
+    store.settle(&batch).await.unwrap();
+    for (since, user, expected) in [
+        (at(0), None, 60),
+        (at(10), None, 30),
+        (at(10), Some("bob"), 15),
+        (at(20), None, 0),
+    ] {
+        let filter = UsageFilter {
+            since,
+            user: user.map(str::to_owned),
+        };
+        let mut seen: Vec<(DateTime<Utc>, String)> = Vec::new();
+        let mut after = None;
+        loop {
+            let page = store.usage_records(&filter, after, 7).await.unwrap();
+            let Some(last) = page.last() else { break };
+            assert!(page.len() <= 7);
+            after = Some(last.cursor());
+            seen.extend(page.into_iter().map(|r| (r.created_at, r.request_id)));
+        }
+        assert_eq!(seen.len(), expected);
+        assert!(seen.is_sorted_by_key(|(time, _)| *time));
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), expected, "a record came twice");
+    }
+    let nobody = UsageFilter {
+        since: at(0),
+        user: Some("eve".to_owned()),
+    };
+    let error = store.usage_records(&nobody, None, 7).await.unwrap_err();
+    assert!(matches!(error, StorageError::NotFound { kind: "user", .. }));
+}
+
+#[tokio::test]
+async fn totals_add_up_by_every_key() {
+    let (_dir, store) = filled().await;
+    let nothing = store.usage_totals(at(0), None).await.unwrap();
+    assert_eq!(
+        (nothing.len(), nothing[0].requests, nothing[0].cost),
+        (1, 0, Money::ZERO)
+    );
+    assert!(
+        store
+            .usage_totals(at(0), Some(UsageBy::User))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+
+    let mut early = record("r-0", "5");
+    early.created_at = at(-1);
+    let mut bob = record("r-3", "0.5");
+    (bob.user_id, bob.user) = (UserId(2), "bob".to_owned());
+    bob.api_key = "bob-laptop".to_owned();
+    bob.model = "o3".to_owned();
+    let batch = [early, record("r-1", "0.1"), record("r-2", "0.2"), bob];
+    store.settle(&batch).await.unwrap();
+
+    let all = &store.usage_totals(at(0), None).await.unwrap()[0];
+    assert_eq!(
+        (all.requests, all.input_tokens, all.image_count),
+        (3, 33, 54)
+    );
+    assert_eq!(all.cost, "0.75".parse().unwrap());
+    assert_eq!(all.charge, "0.8".parse().unwrap());
+    assert!(!serde_json::to_string(all).unwrap().contains("name"));
+    for (by, expected) in [
+        (UsageBy::User, vec![("bob", 1), ("alice", 2)]),
+        (UsageBy::Key, vec![("bob-laptop", 1), ("alice-laptop", 2)]),
+        (UsageBy::Model, vec![("o3", 1), ("gpt-5", 2)]),
+        (UsageBy::Account, vec![("one", 3)]),
+        (UsageBy::Group, vec![("main", 3)]),
+    ] {
+        let totals = store.usage_totals(at(0), Some(by)).await.unwrap();
+        let found: Vec<(&str, u64)> = totals
+            .iter()
+            .map(|t| (t.name.as_deref().unwrap(), t.requests))
+            .collect();
+        assert_eq!(found, expected, "{by:?}, dearest first");
+        assert_eq!(totals.iter().map(|t| t.charge).sum::<Money>(), all.charge);
+    }
+}
+
+/// Not a test of speed, but `cargo test -- --ignored --nocapture` shows it.
+#[tokio::test]
+#[ignore = "prints a measurement"]
+async fn directory_of_a_hundred_thousand_keys() {
+    let (_dir, store) = filled().await;
+    let mut wanted = resources();
+    for number in 0..100_000 {
+        if number % 10 == 0 {
+            wanted
+                .accounts
+                .push(account(&format!("a-{number}"), &["main"]));
+        }
+        let text = format!("tg-{number:032}");
+        wanted
+            .api_keys
+            .push(key(&format!("k-{number}"), Some(&text), "alice"));
+    }
+    let started = std::time::Instant::now();
+    apply(&store, &wanted).await;
+    println!("applied in {:?}", started.elapsed());
+    let started = std::time::Instant::now();
+    let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+    println!("loaded in {:?}", started.elapsed());
+    for _ in 0..3 {
+        let started = std::time::Instant::now();
+        store.load_directory(Multiplier::ONE).await.unwrap();
+        println!("again in {:?}", started.elapsed());
+    }
+    assert_eq!(directory.accounts().count(), 10_001);
+}

@@ -1,0 +1,153 @@
+//! The configured objects as the command line shows them: serialisable, with names in place of
+//! ids, and without any secret.
+
+mod queries;
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+
+use crate::domain::{
+    AccountType, ApiKeyStatus, ModelMapping, Money, Multiplier, Platform, SubscriptionType,
+};
+
+/// A group as shown.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct GroupView {
+    /// Unique name.
+    pub name: String,
+    /// Operator's intent.
+    pub enabled: bool,
+    /// Platform of its accounts.
+    pub platform: Platform,
+    /// `None` = `billing.default_rate_multiplier`.
+    pub rate_multiplier: Option<Multiplier>,
+    /// Balance or subscription.
+    pub subscription_type: SubscriptionType,
+    /// USD a day.
+    pub daily_limit_usd: Option<Money>,
+    /// USD a week.
+    pub weekly_limit_usd: Option<Money>,
+    /// USD a month.
+    pub monthly_limit_usd: Option<Money>,
+    /// Requests a minute per user, 0 = off.
+    pub rpm_limit: u32,
+    /// The other fields of the resource, as written.
+    #[serde(flatten)]
+    pub options: Map<String, Value>,
+    /// Names of its accounts.
+    pub accounts: Vec<String>,
+    /// When it was first applied.
+    pub created_at: DateTime<Utc>,
+}
+
+/// An account as shown: never its credential.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct AccountView {
+    /// Unique name.
+    pub name: String,
+    /// Operator's intent.
+    pub enabled: bool,
+    /// Provider family.
+    pub platform: Platform,
+    /// Kind of credential.
+    #[serde(rename = "type")]
+    pub account_type: AccountType,
+    /// Where requests go, without user name and password; `None` = the provider's own address.
+    pub base_url: Option<String>,
+    /// Whether there is any credential.
+    pub credential_set: bool,
+    /// Names of its groups.
+    pub groups: Vec<String>,
+    /// Requests at once, 0 = unlimited.
+    pub concurrency: u32,
+    /// Lower is chosen first.
+    pub priority: i32,
+    /// Models and their upstream names.
+    pub model_mapping: ModelMapping,
+    /// Account statistics only.
+    pub rate_multiplier: Multiplier,
+    /// `None` = its concurrency.
+    pub load_factor: Option<u32>,
+    /// The resource's `schedulable`.
+    pub schedulable: bool,
+    /// Taken out by `accounts pause`.
+    pub paused: bool,
+    /// When `accounts resume` was last said.
+    pub resumed_at: Option<DateTime<Utc>>,
+    /// Not chosen from then on.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Whether its traffic goes through an egress proxy.
+    pub proxy_set: bool,
+    /// Options, as written.
+    pub extra: Map<String, Value>,
+    /// When it was first applied.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A user as shown.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct UserView {
+    /// Unique name.
+    pub name: String,
+    /// `false` = the user's keys are refused.
+    pub enabled: bool,
+    /// The sum of the ledger entries.
+    pub balance: Money,
+    /// Held by running requests. The store knows of none: zero, until live state fills it in.
+    pub reserved: Money,
+    /// `balance − reserved`.
+    pub available: Money,
+    /// Requests at once, 0 = unlimited.
+    pub concurrency: u32,
+    /// Requests a minute, 0 = off.
+    pub rpm_limit: u32,
+    /// Group name → multiplier in place of the group's own.
+    pub group_multipliers: BTreeMap<String, Multiplier>,
+    /// When it was first applied.
+    pub created_at: DateTime<Utc>,
+}
+
+/// An API key as shown: only its hint.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct KeyView {
+    /// Unique name.
+    pub name: String,
+    /// First characters of the key.
+    pub hint: String,
+    /// Owner's name.
+    pub user: Option<String>,
+    /// Group's name.
+    pub group: Option<String>,
+    /// What a request with it would meet now, as far as the key itself goes.
+    pub status: ApiKeyStatus,
+    /// USD for its whole life.
+    pub quota: Option<Money>,
+    /// USD used of it.
+    pub quota_used: Money,
+    /// USD per window.
+    pub rate_limits: RateLimitsView,
+    /// Refused from then on.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Plain IPs or CIDRs.
+    pub ip_allow: Vec<String>,
+    /// Plain IPs or CIDRs.
+    pub ip_deny: Vec<String>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Rate limits of a key, named as in the resources.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct RateLimitsView {
+    /// USD in five hours.
+    #[serde(rename = "5h")]
+    pub five_hours: Option<Money>,
+    /// USD in a day.
+    #[serde(rename = "1d")]
+    pub one_day: Option<Money>,
+    /// USD in seven days.
+    #[serde(rename = "7d")]
+    pub seven_days: Option<Money>,
+}
