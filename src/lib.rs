@@ -4,8 +4,14 @@
 //! `main → app → proxy, jobs, admin, cli → auth, limits, scheduler, billing, providers →
 //! state, storage → domain, config → filters`.
 
+pub mod auth;
 pub mod billing;
 pub mod config;
 pub mod domain;
+pub mod limits;
 pub mod logging;
+pub mod metrics;
+pub mod providers;
+pub mod scheduler;
+pub mod state;
 pub mod storage;

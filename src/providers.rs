@@ -1,0 +1,6 @@
+//! What differs from provider to provider: addresses, credentials, headers. Data and small
+//! functions, not a framework.
+
+pub mod openai;
+pub mod resolve;
+pub mod target;

@@ -1,0 +1,169 @@
+//! Live state: slots, waiting lines, sticky bindings and cool-downs.
+//!
+//! One trait, so that several nodes can share this state later; [`memory::MemoryState`] keeps it in
+//! this process. Nothing here decides anything: the limits and scheduler rooms do.
+
+pub mod memory;
+mod slots;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::domain::{AccountId, GroupId, UserId};
+
+/// What a unit of concurrency belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Slot {
+    /// A user's own limit.
+    User(UserId),
+    /// An account's limit.
+    Account(AccountId),
+}
+
+/// A slot somebody would take, and how many there are of it (0 = unlimited).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Want {
+    /// Which.
+    pub slot: Slot,
+    /// How many may be held at once; 0 = unlimited.
+    pub limit: u32,
+}
+
+/// Gives a slot back. Must not block: it is called from `Drop`.
+pub trait Release: Send + Sync {
+    /// One unit of `slot` is free again.
+    fn release(&self, slot: Slot);
+}
+
+/// One unit of concurrency, held. Dropping it gives it back, on every path.
+#[must_use = "a lease that is dropped is given back"]
+pub struct Lease {
+    slot: Slot,
+    home: Option<Arc<dyn Release>>,
+}
+
+impl Lease {
+    /// A lease of `slot` that returns to `home`.
+    pub fn new(slot: Slot, home: Arc<dyn Release>) -> Lease {
+        Lease {
+            slot,
+            home: Some(home),
+        }
+    }
+
+    /// What is held.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// Forgets the lease without giving it back, for a table that takes it back by itself.
+    fn defuse(mut self) {
+        self.home = None;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take() {
+            home.release(self.slot);
+        }
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Lease").field(&self.slot).finish()
+    }
+}
+
+/// How busy an account is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Load {
+    /// Slots held.
+    pub held: u32,
+    /// Requests in line for it.
+    pub waiting: u32,
+}
+
+/// Why an account is not chosen for a while.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoolDown {
+    /// When it began.
+    pub since: DateTime<Utc>,
+    /// When it ends by itself.
+    pub until: DateTime<Utc>,
+    /// Short bounded label, e.g. `limited`.
+    pub reason: &'static str,
+}
+
+/// The live state could not be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("live state is unavailable: {0}")]
+pub struct StateError(pub String);
+
+/// Why waiting for a slot ended without one.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitError {
+    /// Every line this request could join is full.
+    #[error("too many requests are waiting")]
+    LineFull,
+    /// The live state could not be reached.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The state shared by all requests (and, with another implementation, by all nodes).
+#[async_trait]
+pub trait LiveState: Send + Sync + 'static {
+    /// Takes one of `want.slot` at once, if there is room.
+    async fn try_lease(&self, want: Want) -> Result<Option<Lease>, StateError>;
+
+    /// Waits for the first of `wants` to have room, first come first served. Dropping the future
+    /// leaves the line. `max_waiting` bounds the line of each slot; the call fails at once when all
+    /// of them are full. The caller bounds the time.
+    async fn lease_any(&self, wants: &[Want], max_waiting: u32) -> Result<Lease, WaitError>;
+
+    /// How busy these accounts are, in the order asked.
+    async fn loads(&self, accounts: &[AccountId]) -> Result<Vec<Load>, StateError>;
+
+    /// The account a conversation is bound to, refreshing the binding's life.
+    async fn sticky(
+        &self,
+        group: GroupId,
+        key: u128,
+        ttl: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<Option<AccountId>, StateError>;
+
+    /// Binds a conversation to an account for `ttl` since its last use.
+    async fn bind(
+        &self,
+        group: GroupId,
+        key: u128,
+        account: AccountId,
+        ttl: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<(), StateError>;
+
+    /// Ends a binding, if it is to that account.
+    async fn unbind(&self, group: GroupId, key: u128, account: AccountId)
+    -> Result<(), StateError>;
+
+    /// Keeps an account out of the choice until `cool_down.until`, if that is later than before.
+    async fn cool_down(&self, account: AccountId, cool_down: CoolDown) -> Result<(), StateError>;
+
+    /// Lifts an account's cool-down, if it began before `before`.
+    async fn warm_up(&self, account: AccountId, before: DateTime<Utc>) -> Result<(), StateError>;
+
+    /// All cool-downs, ended ones perhaps included. Cheap: an immutable picture.
+    fn cool_downs(&self) -> Arc<HashMap<AccountId, CoolDown>>;
+
+    /// Units of concurrency held at this moment: users', accounts'. For metrics and leak checks.
+    fn held(&self) -> (u64, u64);
+
+    /// Forgets what has ended by itself.
+    fn sweep(&self, now: DateTime<Utc>);
+}
