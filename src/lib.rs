@@ -12,6 +12,7 @@ pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod providers;
+pub mod proxy;
 pub mod scheduler;
 pub mod state;
 pub mod storage;

@@ -1,0 +1,333 @@
+//! THE REQUEST. Read `impl ProxyHttp for Gateway` from top to bottom: each hook is one phase, each
+//! phase a few calls of well-named stages.
+
+pub mod access_log;
+pub mod answer;
+pub mod attempt;
+pub mod contain;
+pub mod context;
+pub mod downstream;
+pub mod exchange;
+pub mod failover;
+pub mod finish;
+pub mod fold;
+pub mod intake;
+pub mod metrics;
+pub mod models;
+pub mod peer;
+pub mod read;
+pub mod relay;
+pub mod snapshot;
+pub mod unpriced;
+pub mod wait;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
+use tollgate_filters::affinity;
+use tollgate_filters::reply::errors;
+
+use crate::billing::balances::Balances;
+use crate::billing::outbox::Outbox;
+use crate::config::Config;
+use crate::limits::bodies::BodyBudget;
+use crate::providers::resolve::Resolver;
+use crate::scheduler::Ranking;
+use crate::state::LiveState;
+use crate::storage::KeyHasher;
+use contain::{Panicked, contain};
+use context::{Context, RequestIds};
+use intake::Intake;
+use metrics::ProxyMetrics;
+use snapshot::Snapshot;
+use unpriced::UnpricedModels;
+
+/// The rooms a request walks through.
+pub struct Rooms {
+    /// As checked; swapped when SIGHUP re-reads it.
+    pub config: ArcSwap<Config>,
+    /// What the operator configured, swapped as a whole when it changes.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Slots, bindings, cool-downs.
+    pub state: Arc<dyn LiveState>,
+    /// What users have left.
+    pub balances: Arc<Balances>,
+    /// Records on their way to the database.
+    pub outbox: Arc<Outbox>,
+    /// Memory for request bodies.
+    pub bodies: Arc<BodyBudget>,
+    /// Names to addresses.
+    pub resolver: Resolver,
+    /// Order among accounts.
+    pub ranking: Ranking,
+    /// What is counted.
+    pub metrics: ProxyMetrics,
+    /// Client keys to hashes.
+    pub hasher: KeyHasher,
+    /// Request ids.
+    pub ids: RequestIds,
+    /// Models without a price that have been warned of.
+    pub unpriced: UnpricedModels,
+    /// Set while the server waits for its last requests.
+    pub draining: AtomicBool,
+}
+
+/// The proxy.
+pub struct Gateway {
+    rooms: Arc<Rooms>,
+}
+
+impl Gateway {
+    /// A proxy over these rooms.
+    pub fn new(rooms: Arc<Rooms>) -> Gateway {
+        Gateway { rooms }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Context;
+
+    /// The clock starts, and the request has an id.
+    fn new_ctx(&self) -> Context {
+        Context::new(self.rooms.clone())
+    }
+
+    /// Pingora's own modules (compression among them) are not used.
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {}
+
+    /// Route → authenticate → read the body and look at it → the user's slot → what may be spent →
+    /// wrap the client's session. Every "no" is answered here; local endpoints end here.
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        let taken_in = match contain(intake::take_in(session, ctx)).await {
+            Ok(taken_in) => taken_in?,
+            Err(Panicked) => Intake::Refused(errors::panicked()),
+        };
+        match taken_in {
+            Intake::Answered => Ok(true),
+            Intake::Refused(reply) => answer::refuse(session, ctx, &reply).await,
+            Intake::Forward(exchange) => {
+                ctx.way_back = Some(downstream::wrap(session, &exchange));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Once per attempt: an account that has not failed this request, its slot, its address.
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+    ) -> Result<Box<HttpPeer>> {
+        set_cool_downs(ctx).await;
+        let attempt = match contain(peer::choose(session, ctx)).await {
+            Ok(attempt) => attempt?,
+            Err(Panicked) => return Err(peer::unserved(ctx, errors::panicked())),
+        };
+        let peer = peer::peer(&attempt, &ctx.config.gateway);
+        ctx.tries.attempts += 1;
+        ctx.moments.attempt = Some(attempt.started);
+        ctx.attempt = Some(attempt);
+        Ok(Box::new(peer))
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let kind = if reused { "reused" } else { "new" };
+        let metrics = &self.rooms.metrics;
+        metrics.connections.with_label_values(&[kind]).inc();
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.reused = reused;
+        }
+        Ok(())
+    }
+
+    /// The request as this account gets it; its body laid ready for the pump.
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        upstream_request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let (Some(attempt), Some(exchange), Some(asked)) =
+            (&mut ctx.attempt, &ctx.exchange, &ctx.asked)
+        else {
+            return Err(Error::new_in(pingora::ErrorType::InternalError));
+        };
+        let mut exchange = exchange.lock();
+        let Some(body) = &exchange.body else {
+            return Err(Error::new_in(pingora::ErrorType::InternalError));
+        };
+        let model = (attempt.upstream_model != asked.model).then_some(&*attempt.upstream_model);
+        let pieces = attempt::pieces(&body.bytes, &asked.model_spans, model);
+        let len = pieces.iter().map(Bytes::len).sum();
+        *upstream_request = attempt.header(upstream_request, len)?;
+        exchange.begin_attempt(pieces, Instant::now());
+        attempt.sent = true;
+        Ok(())
+    }
+
+    /// The upstream's header: how its answer is treated, and what of it the client gets.
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        upstream_response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let (Some(attempt), Some(exchange), Some(asked)) =
+            (&ctx.attempt, &ctx.exchange, &ctx.asked)
+        {
+            let client_model = (attempt.upstream_model != asked.model).then(|| asked.model.clone());
+            exchange
+                .lock()
+                .begin_response(upstream_response, client_model, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Each piece of the answer: usage is read from it as it passes. What the client gets of it is
+    /// decided behind this, in `exchange.rs`, at the one door of `downstream.rs`.
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
+        if let Some(exchange) = &ctx.exchange {
+            exchange.lock().observe(body, Instant::now());
+        }
+        Ok(None)
+    }
+
+    /// Could not connect: may the request go again, elsewhere?
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let again = failover::attempt_failed(ctx, &error);
+        error.set_retry(again);
+        error
+    }
+
+    /// The attempt failed on the way, or its answer says so: the same question.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        _session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Context,
+        _client_reused: bool,
+    ) -> Box<Error> {
+        let again = failover::attempt_failed(ctx, &error);
+        error.set_retry(again);
+        error
+    }
+
+    /// The last word, as JSON or as an event of the stream that has begun.
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Context,
+    ) -> FailToProxy {
+        if let Some(way_back) = ctx.way_back.take() {
+            downstream::unwrap(session, way_back);
+        }
+        let reply = failover::last_word(ctx, error);
+        let error_code = match ctx.exchange.clone() {
+            // `last_word` writes to the client: the lock is not held meanwhile.
+            Some(exchange) => answer::last_word(session, &exchange, &reply).await,
+            None => {
+                ctx.client_left = true;
+                0
+            }
+        };
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// Ends every request, whatever became of it.
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
+        // A session whose client has gone stays wrapped: Pingora would flush it, and wait for a client
+        // that has only stopped reading.
+        if let Some(way_back) = ctx.way_back.take()
+            && !ctx.is_client_gone()
+        {
+            downstream::unwrap(session, way_back);
+        }
+        failover::judge_answered(ctx);
+        set_cool_downs(ctx).await;
+        remember_response(ctx).await;
+        finish::finish(ctx);
+    }
+
+    /// The access log has a line for every request; Pingora's own would say the same less well.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Context,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// Notes which account made a response, for requests that go on from it.
+async fn remember_response(ctx: &mut Context) {
+    let (Some(exchange), Some(attempt), Some(principal)) =
+        (&ctx.exchange, &ctx.attempt, &ctx.principal)
+    else {
+        return;
+    };
+    let Some(id) = exchange.lock().answer_seen().response_id else {
+        return;
+    };
+    let ttl = ctx.config.scheduling.sticky_ttl;
+    let ttl = chrono::TimeDelta::from_std(ttl).unwrap_or(chrono::TimeDelta::MAX);
+    let (group, key) = (principal.group.id, affinity::response_key(&id));
+    let bound = ctx
+        .rooms
+        .state
+        .bind(group, key, attempt.account.id, ttl, chrono::Utc::now())
+        .await;
+    if let Err(error) = bound {
+        log::warn!("a response's account is not remembered: {error}");
+    }
+}
+
+/// Cool-downs noted in hooks that cannot wait are set in the next one that can.
+async fn set_cool_downs(ctx: &mut Context) {
+    for (account, cool_down) in std::mem::take(&mut ctx.tries.cool_downs) {
+        if let Err(error) = ctx.rooms.state.cool_down(account, cool_down).await {
+            log::warn!("account {account} keeps being chosen: {error}");
+        }
+    }
+    ctx.tries.leases.clear();
+}

@@ -1,0 +1,143 @@
+//! One attempt: an account, its slot, and the request as that account gets it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, header};
+use pingora::Result;
+use pingora::http::RequestHeader;
+use tollgate_filters::headers::forward_openai;
+use tollgate_filters::peek;
+
+use crate::domain::Account;
+use crate::providers::target::Target;
+use crate::state::Lease;
+
+/// Up to here the pieces of a body are joined: one write costs less than three.
+const JOIN_LIMIT: usize = 64 << 10;
+/// Large bodies go out in slices of this size, so that an early answer is noticed between them.
+const SLICE: usize = 256 << 10;
+
+/// One try on one account.
+pub struct Attempt {
+    /// The account.
+    pub account: Arc<Account>,
+    /// Where its requests go.
+    pub target: Arc<Target>,
+    /// The address chosen for this attempt.
+    pub address: SocketAddr,
+    /// The account's slot.
+    pub lease: Lease,
+    /// The model's name at this account.
+    pub upstream_model: String,
+    /// Path at the upstream.
+    pub path: String,
+    /// When it began.
+    pub started: Instant,
+    /// Whether the connection had been used before.
+    pub reused: bool,
+    /// Whether the request has been handed to the connection.
+    pub sent: bool,
+}
+
+impl Attempt {
+    /// The request header for this account: the client's allowed headers, the account's credential.
+    pub fn header(&self, client: &RequestHeader, body_len: usize) -> Result<RequestHeader> {
+        let mut to = RequestHeader::build(client.method.clone(), self.path.as_bytes(), Some(12))?;
+        to.set_version(client.version);
+        let mut allowed = HeaderMap::with_capacity(12);
+        forward_openai(&client.headers, &mut allowed);
+        for (name, value) in &allowed {
+            to.append_header(name, value)?;
+        }
+        if !allowed.contains_key(header::CONTENT_TYPE) {
+            to.insert_header(header::CONTENT_TYPE, "application/json")?;
+        }
+        to.insert_header(header::HOST, self.target.authority.as_str())?;
+        to.insert_header(header::CONTENT_LENGTH, body_len)?;
+        let key = self.account.credentials.api_key.expose();
+        let mut credential = HeaderValue::from_maybe_shared(Bytes::from(format!("Bearer {key}")))
+            .map_err(|_| {
+            pingora::Error::explain(
+                pingora::ErrorType::InvalidHTTPHeader,
+                "the account's credential has characters that a header cannot hold",
+            )
+        })?;
+        credential.set_sensitive(true);
+        to.insert_header(header::AUTHORIZATION, credential)?;
+        Ok(to)
+    }
+}
+
+/// The body as an account gets it, in pieces: the client's bytes, except for the model's name.
+pub fn pieces(body: &Bytes, spans: &[Range<usize>], model: Option<&str>) -> VecDeque<Bytes> {
+    let parts = match model {
+        Some(model) => peek::splice(body, spans, model),
+        None => vec![body.clone()],
+    };
+    let len: usize = parts.iter().map(Bytes::len).sum();
+    if len <= JOIN_LIMIT && parts.len() > 1 {
+        let mut joined = BytesMut::with_capacity(len);
+        for part in &parts {
+            joined.extend_from_slice(part);
+        }
+        return VecDeque::from([joined.freeze()]);
+    }
+    let mut pieces = VecDeque::with_capacity(parts.len() + len / SLICE);
+    for mut part in parts {
+        while part.len() > SLICE {
+            pieces.push_back(part.split_to(SLICE));
+        }
+        if !part.is_empty() {
+            pieces.push_back(part);
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(pieces: &VecDeque<Bytes>) -> Vec<u8> {
+        pieces.iter().flatten().copied().collect()
+    }
+
+    #[test]
+    fn pieces_are_the_body_whatever_its_size() {
+        for size in [
+            1,
+            1024,
+            JOIN_LIMIT,
+            JOIN_LIMIT + 1,
+            SLICE,
+            SLICE + 1,
+            3 * SLICE + 7,
+        ] {
+            let body = Bytes::from(vec![b'x'; size]);
+            let pieces = pieces(&body, &[], None);
+            assert_eq!(joined(&pieces), body, "{size}");
+            assert!(pieces.iter().all(|p| !p.is_empty() && p.len() <= SLICE));
+        }
+    }
+
+    #[test]
+    fn a_mapped_model_changes_nothing_else() {
+        let filler = "y".repeat(JOIN_LIMIT);
+        for body in [
+            r#"{"model":"a","input":"hi"}"#.to_owned(),
+            format!(r#"{{"input":"{filler}","model":"a"}}"#),
+        ] {
+            let at = body.find(r#""a""#).unwrap();
+            let bytes = Bytes::from(body.clone());
+            let spans = std::iter::once(at..at + 3).collect::<Vec<_>>();
+            let pieces = pieces(&bytes, &spans, Some("gpt-5"));
+            let expected = body.replace(r#""a""#, r#""gpt-5""#);
+            assert_eq!(joined(&pieces), expected.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What is known of one request while it is served. What it holds, it holds as guards: a dropped
+//! task or a panic gives everything back.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use http::HeaderValue;
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+use tollgate_filters::reply::ErrorReply;
+use tollgate_filters::route::Dialect;
+
+use super::Rooms;
+use super::attempt::Attempt;
+use super::downstream::WayBack;
+use super::exchange::{Exchange, Failure};
+use super::snapshot::Snapshot;
+use crate::auth::Principal;
+use crate::config::Config;
+use crate::domain::{Account, AccountId, ApiKey};
+use crate::state::{CoolDown, Lease};
+
+/// Makes request ids: unique in time and across processes, without a system call each.
+#[derive(Debug)]
+pub struct RequestIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    /// Ids of this process begin with `process`, which must be random.
+    pub fn new(process: u64) -> RequestIds {
+        RequestIds {
+            process,
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// The next id.
+    pub fn next(&self) -> String {
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        format!("req_{:016x}{count:08x}", self.process)
+    }
+}
+
+/// What was read of the client's request.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The endpoint as it stands in records, e.g. `/v1/responses`.
+    pub endpoint: &'static str,
+    /// What followed it in the path.
+    pub subpath: String,
+    /// The model, as the client wrote it.
+    pub model: String,
+    /// Where the body names it.
+    pub model_spans: Vec<Range<usize>>,
+    /// Whether a stream was asked for.
+    pub stream: bool,
+    /// Conversation affinity.
+    pub sticky_key: Option<u128>,
+    /// The response this one goes on from.
+    pub previous_response: Option<u128>,
+    /// Service tier asked for.
+    pub service_tier: Option<String>,
+    /// Reasoning effort asked for.
+    pub reasoning_effort: Option<String>,
+    /// Bytes of the decoded body.
+    pub body_len: usize,
+}
+
+/// What has been tried so far.
+#[derive(Debug, Default)]
+pub struct Tries {
+    /// Attempts begun.
+    pub attempts: u32,
+    /// Changes of account.
+    pub switches: u32,
+    /// Accounts that failed this request.
+    pub excluded: Vec<AccountId>,
+    /// How the last attempt failed.
+    pub last: Option<Failure>,
+    /// Tries again after a kept-alive connection turned out to be dead.
+    pub stale_connections: u32,
+    /// Until when the request may wait for accounts, over all its waits.
+    pub wait_until: Option<Instant>,
+    /// Slots of failed attempts, until their accounts' cool-downs are set.
+    pub leases: Vec<Lease>,
+    /// Cool-downs that the next hook that can wait will set.
+    pub cool_downs: Vec<(AccountId, CoolDown)>,
+    /// What the record says of the last attempt whose request was sent upstream.
+    pub sent: Option<SentAttempt>,
+}
+
+/// What stays of an attempt whose request was sent.
+#[derive(Clone, Debug)]
+pub struct SentAttempt {
+    /// The account.
+    pub account: Arc<Account>,
+    /// The model's name there.
+    pub upstream_model: String,
+    /// The path there.
+    pub path: String,
+}
+
+impl Tries {
+    /// Remembers an attempt, if its request was sent.
+    pub fn note(&mut self, attempt: &Attempt) {
+        if attempt.sent {
+            self.sent = Some(SentAttempt {
+                account: attempt.account.clone(),
+                upstream_model: attempt.upstream_model.clone(),
+                path: attempt.path.clone(),
+            });
+        }
+    }
+}
+
+/// Moments of a request, for the latencies of SPEC 14.1.
+#[derive(Clone, Copy, Debug)]
+pub struct Moments {
+    /// Arrival.
+    pub started: Instant,
+    /// Read and checked, ready to wait for the user's slot.
+    pub ready: Option<Instant>,
+    /// The last attempt began.
+    pub attempt: Option<Instant>,
+}
+
+/// Counts a request as running while it lives.
+pub struct Running(IntGauge);
+
+impl Running {
+    /// Counts one more.
+    pub fn new(gauge: &IntGauge) -> Running {
+        gauge.inc();
+        Running(gauge.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// One request.
+pub struct Context {
+    /// The rooms, for what has to be done even when the task is dropped.
+    pub rooms: Arc<Rooms>,
+    /// Our id, also the response header `x-request-id`.
+    pub id: String,
+    /// When it arrived.
+    pub arrived: DateTime<Utc>,
+    /// Moments on the way.
+    pub moments: Moments,
+    /// The configuration that this request sees throughout.
+    pub config: Arc<Config>,
+    /// The picture of accounts and keys that this request sees throughout.
+    pub snapshot: Arc<Snapshot>,
+    /// Bounded label of the endpoint.
+    pub endpoint: &'static str,
+    /// What errors look like.
+    pub dialect: Dialect,
+    /// The client's own request id.
+    pub client_request_id: Option<String>,
+    /// The client's address, as far as it is trusted.
+    pub ip: Option<std::net::IpAddr>,
+    /// The client's user agent, cut.
+    pub user_agent: Option<String>,
+    /// Who asks.
+    pub principal: Option<Principal>,
+    /// The key that was presented, where it is known but was refused.
+    pub refused_key: Option<Arc<ApiKey>>,
+    /// What is asked.
+    pub asked: Option<Asked>,
+    /// Between client and upstream.
+    pub exchange: Option<Arc<Mutex<Exchange>>>,
+    /// How the real session comes back.
+    pub way_back: Option<WayBack>,
+    /// The user's slot.
+    pub user_lease: Option<Lease>,
+    /// The attempt under way.
+    pub attempt: Option<Attempt>,
+    /// What has been tried.
+    pub tries: Tries,
+    /// The client's final error, once it is decided.
+    pub last_word: Option<ErrorReply>,
+    /// Status of a reply we gave before there was an exchange; 0 = none.
+    pub early_status: u16,
+    /// Methods that the path takes, when the client used another.
+    pub allow: Option<&'static str>,
+    /// The client left while nothing was under way upstream.
+    pub client_left: bool,
+    /// The answer was cut short after its first byte was released.
+    pub cut: bool,
+    /// The request has been recorded.
+    pub finished: bool,
+    running: Running,
+}
+
+impl Context {
+    /// A request that has just arrived.
+    pub fn new(rooms: Arc<Rooms>) -> Context {
+        let running = Running::new(&rooms.metrics.in_flight);
+        Context {
+            id: rooms.ids.next(),
+            arrived: Utc::now(),
+            moments: Moments {
+                started: Instant::now(),
+                ready: None,
+                attempt: None,
+            },
+            config: rooms.config.load_full(),
+            snapshot: rooms.snapshot.load_full(),
+            endpoint: "none",
+            dialect: Dialect::OpenAi,
+            client_request_id: None,
+            ip: None,
+            user_agent: None,
+            principal: None,
+            refused_key: None,
+            asked: None,
+            exchange: None,
+            way_back: None,
+            user_lease: None,
+            attempt: None,
+            tries: Tries::default(),
+            last_word: None,
+            early_status: 0,
+            allow: None,
+            client_left: false,
+            cut: false,
+            finished: false,
+            running,
+            rooms,
+        }
+    }
+
+    /// The id as a header value.
+    pub fn id_header(&self) -> HeaderValue {
+        // Made of hexadecimal digits only.
+        HeaderValue::from_str(&self.id).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+    }
+
+    /// Whether the client has left.
+    pub fn is_client_gone(&self) -> bool {
+        self.client_left
+            || self
+                .exchange
+                .as_ref()
+                .is_some_and(|exchange| exchange.lock().is_client_gone())
+    }
+}
+
+impl Drop for Context {
+    /// Pingora does not call `logging` for a request whose task panics or is cut at shutdown: what
+    /// was sent upstream is recorded all the same.
+    fn drop(&mut self) {
+        if !self.finished {
+            self.cut = true;
+            super::finish::finish(self);
+        }
+        let _ = &self.running;
+    }
+}

@@ -1,0 +1,374 @@
+//! From a request's header to a request that may go upstream: routed, authenticated, read, checked,
+//! admitted.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use chrono::Utc;
+use http::header;
+use parking_lot::Mutex;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use tollgate_filters::reply::{ErrorReply, errors};
+use tollgate_filters::route::{Endpoint, RouteError};
+use tollgate_filters::{affinity, credential, headers, route, validate};
+
+use super::context::{Asked, Context};
+use super::exchange::{Exchange, Limits};
+use super::read::{self, ReadError};
+use super::wait::{Waited, wait_for};
+use super::{answer, failover, models};
+use crate::auth::{self, AskFunds, AuthError, Funds, Principal};
+use crate::config::BillingMode;
+use crate::domain::{ApiKey, Platform, User};
+use crate::limits;
+
+/// Kept of a client's User-Agent and X-Request-Id.
+const HEADER_TEXT_LIMIT: usize = 256;
+
+/// A client's idle HTTP/1 connection is closed after this many seconds (SPEC 13.3).
+const IDLE_CONNECTION_S: u64 = 120;
+/// Longest model name, bytes: it stands in records and log lines.
+const MODEL_LIMIT: usize = 256;
+/// Kept of other short strings of a body.
+const WORD_LIMIT: usize = 64;
+
+/// What becomes of a request.
+pub enum Intake {
+    /// It has been answered.
+    Answered,
+    /// It is answered with this.
+    Refused(ErrorReply),
+    /// It goes upstream.
+    Forward(Arc<Mutex<Exchange>>),
+}
+
+/// A "no", or an error that ends the connection.
+enum No {
+    Reply(ErrorReply),
+    Gone(Box<pingora::Error>),
+}
+
+impl From<ErrorReply> for No {
+    fn from(reply: ErrorReply) -> No {
+        No::Reply(reply)
+    }
+}
+
+/// Takes a request in.
+pub async fn take_in(session: &mut Session, ctx: &mut Context) -> Result<Intake> {
+    match stages(session, ctx).await {
+        Ok(intake) => Ok(intake),
+        Err(No::Reply(reply)) => Ok(Intake::Refused(reply)),
+        Err(No::Gone(error)) => {
+            ctx.client_left = true;
+            Err(error)
+        }
+    }
+}
+
+async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result<Intake, No> {
+    settle_connection(session, ctx)?;
+    let route = find_route(session, ctx)?;
+    let (endpoint, subpath, path) = (route.endpoint, route.subpath.to_owned(), route.path);
+    if endpoint == Endpoint::ResponsesSocket {
+        return Err(errors::websocket_not_supported().into());
+    }
+    let principal = authenticate(session, ctx)?;
+    ctx.principal = Some(principal.clone());
+    if endpoint == Endpoint::Models {
+        let body = models::list(&ctx.snapshot, &principal);
+        return write_json(session, ctx, body).await;
+    }
+    if principal.group.platform != Platform::OpenAi {
+        return Err(errors::platform_not_supported().into());
+    }
+    if ctx.rooms.outbox.is_full() {
+        return Err(errors::records_unwritable().into());
+    }
+    let exchange = read_request(session, ctx, path, subpath).await?;
+    ctx.exchange = Some(exchange.clone());
+    ctx.moments.ready = Some(Instant::now());
+    admit(session, ctx, &exchange, &principal).await?;
+    Ok(Intake::Forward(exchange))
+}
+
+/// Limits of this connection; must be set before the session is wrapped.
+fn settle_connection(session: &mut Session, ctx: &mut Context) -> std::result::Result<(), No> {
+    let rooms = ctx.rooms.clone();
+    let gateway = ctx.config.gateway.clone();
+    let peer = failover::client_ip(session.client_addr());
+    let head = session.req_header();
+    ctx.client_request_id = bounded_text(head.headers.get("x-request-id"));
+    ctx.user_agent = bounded_text(head.headers.get(header::USER_AGENT));
+    ctx.ip = peer.map(|peer| {
+        let trusted = &ctx.config.server.trusted_proxies;
+        headers::client_ip(peer, &head.headers, |ip: IpAddr| {
+            trusted.iter().any(|net| net.contains(&ip))
+        })
+    });
+    let framing = session
+        .as_downstream()
+        .as_http1()
+        .map(|h1| headers::framing(&h1.get_headers_raw_bytes()));
+    let downstream = session.as_downstream_mut();
+    // A reader that stops would hold its slots for ever.
+    downstream.set_write_timeout(Some(gateway.stall_timeout));
+    if downstream.get_keepalive().is_some() {
+        downstream.set_keepalive(Some(IDLE_CONNECTION_S));
+    }
+    // What a client sends behind its request is the next one (RFC 9112, 9.3.2), and no reason to
+    // give up this one.
+    downstream.set_pipelining_enabled(true);
+    if rooms.draining.load(Ordering::Relaxed) {
+        downstream.set_keepalive(None);
+    }
+    if let Some(Err(error)) = framing {
+        // What follows on this connection could be anything.
+        downstream.set_keepalive(None);
+        return Err(errors::ambiguous_framing(error).into());
+    }
+    Ok(())
+}
+
+fn bounded_text(value: Option<&http::HeaderValue>) -> Option<String> {
+    let text = value?.to_str().ok()?;
+    (!text.is_empty()).then(|| text.chars().take(HEADER_TEXT_LIMIT).collect())
+}
+
+fn find_route<'s>(
+    session: &'s Session,
+    ctx: &mut Context,
+) -> std::result::Result<route::Route<'s>, No> {
+    let head = session.req_header();
+    match route::route(&head.method, head.uri.path()) {
+        Ok(route) => {
+            ctx.dialect = route.dialect;
+            ctx.endpoint = route.endpoint.as_str();
+            Ok(route)
+        }
+        Err(error) => {
+            match &error {
+                RouteError::NotFound { dialect } => ctx.dialect = *dialect,
+                RouteError::MethodNotAllowed { dialect, allow } => {
+                    ctx.dialect = *dialect;
+                    ctx.allow = Some(allow);
+                }
+            }
+            Err(errors::route(&error).into())
+        }
+    }
+}
+
+fn authenticate(session: &Session, ctx: &mut Context) -> std::result::Result<Principal, No> {
+    let rooms = ctx.rooms.clone();
+    let head = session.req_header();
+    let key =
+        credential::client_key(&head.headers, head.uri.query()).map_err(errors::credential)?;
+    let hash = rooms.hasher.hash(key);
+    let ip = ctx.ip.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    let funds = |key: &ApiKey, user: &User| Funds {
+        balance: rooms.balances.balance(user.id),
+        key_spent: rooms.balances.key_spent(key.id),
+    };
+    let standard = ctx.config.billing.mode == BillingMode::Standard;
+    auth::authenticate(
+        &ctx.snapshot.directory,
+        &hash,
+        ip,
+        ctx.arrived,
+        standard.then_some(&funds as &AskFunds<'_>),
+    )
+    .map_err(|error| {
+        ctx.refused_key = ctx.snapshot.directory.key(&hash).cloned();
+        reply_to(error).into()
+    })
+}
+
+/// The guide from an authentication error to its reply (SPEC 1.3).
+fn reply_to(error: AuthError) -> ErrorReply {
+    match error {
+        AuthError::UnknownKey => errors::invalid_api_key(),
+        AuthError::KeyDisabled => errors::api_key_disabled(),
+        AuthError::AddressDenied => errors::access_denied(),
+        AuthError::UserMissing => errors::user_not_found(),
+        AuthError::UserInactive => errors::user_inactive(),
+        AuthError::GroupMissing => errors::no_group(),
+        AuthError::SubscriptionMissing => errors::subscription_not_found(),
+        AuthError::QuotaExhausted => errors::quota_exhausted(),
+        AuthError::KeyExpired => errors::api_key_expired(),
+        AuthError::BalanceExhausted => errors::insufficient_balance(),
+    }
+}
+
+async fn write_json(
+    session: &mut Session,
+    ctx: &mut Context,
+    body: Vec<u8>,
+) -> std::result::Result<Intake, No> {
+    let head = (|| {
+        let mut head = ResponseHeader::build(200, Some(4))?;
+        head.insert_header(header::CONTENT_TYPE, "application/json")?;
+        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+        head.insert_header("x-request-id", ctx.id_header())?;
+        Ok(head)
+    })()
+    .map_err(No::Gone)?;
+    ctx.early_status = 200;
+    answer::write_early(session, head, body.into())
+        .await
+        .map_err(No::Gone)?;
+    Ok(Intake::Answered)
+}
+
+async fn read_request(
+    session: &mut Session,
+    ctx: &mut Context,
+    endpoint: &'static str,
+    subpath: String,
+) -> std::result::Result<Arc<Mutex<Exchange>>, No> {
+    let rooms = ctx.rooms.clone();
+    let body = read::body(session, &rooms.bodies, ctx.config.server.max_body_bytes)
+        .await
+        .map_err(|error| match error {
+            ReadError::Refused(reply) => No::Reply(reply),
+            ReadError::Gone(error) => No::Gone(error),
+        })?;
+    let asked = {
+        let request =
+            validate::responses(&body.bytes).map_err(|e| errors::invalid(e.to_string()))?;
+        if request.model.len() > MODEL_LIMIT {
+            let message = format!("model is longer than {MODEL_LIMIT} bytes");
+            return Err(errors::invalid(message).into());
+        }
+        let headers = &session.req_header().headers;
+        Asked {
+            endpoint,
+            subpath,
+            sticky_key: affinity::openai(headers, request.prompt_cache_key.as_deref())
+                .map(|key| key.0),
+            previous_response: request
+                .previous_response_id
+                .as_deref()
+                .map(affinity::response_key),
+            stream: request.stream,
+            service_tier: request.service_tier.as_deref().map(word),
+            reasoning_effort: request
+                .reasoning_effort
+                .as_deref()
+                .map(word)
+                .or_else(|| effort_of(&request.model)),
+            model: request.model.into_owned(),
+            model_spans: request.model_spans,
+            body_len: body.bytes.len(),
+        }
+    };
+    let exchange = Exchange::new(
+        ctx.dialect,
+        ctx.id_header(),
+        asked.stream,
+        Limits::new(&ctx.config.gateway),
+        body,
+    );
+    ctx.asked = Some(asked);
+    Ok(Arc::new(Mutex::new(exchange)))
+}
+
+fn word(text: &str) -> String {
+    text.chars().take(WORD_LIMIT).collect()
+}
+
+/// The reasoning effort that a model's name asks for, e.g. `high` of `gpt-5-high` (SPEC 9.3).
+fn effort_of(model: &str) -> Option<String> {
+    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+    let (_, suffix) = model.rsplit_once('-')?;
+    EFFORTS.contains(&suffix).then(|| suffix.to_owned())
+}
+
+/// The user's slot, at once or after a bounded wait; then, as time has passed, the money again.
+async fn admit(
+    session: &mut Session,
+    ctx: &mut Context,
+    exchange: &Arc<Mutex<Exchange>>,
+    principal: &Principal,
+) -> std::result::Result<(), No> {
+    let rooms = ctx.rooms.clone();
+    let want = limits::user_slot(&principal.user);
+    let lease = match rooms.state.try_lease(want).await {
+        Ok(Some(lease)) => {
+            ctx.user_lease = Some(lease);
+            return Ok(());
+        }
+        Ok(None) => None,
+        Err(error) => {
+            log::error!("{error}");
+            return Err(errors::internal_error().into());
+        }
+    };
+    ctx.user_lease = lease;
+    let config = ctx.config.concurrency.clone();
+    let began = Instant::now();
+    let wants = [want];
+    let waited = wait_for(
+        session,
+        exchange,
+        &ctx.id_header(),
+        config.ping_interval,
+        began + config.user_wait,
+        rooms
+            .state
+            .lease_any(&wants, limits::max_waiting(&principal.user)),
+    )
+    .await;
+    let (label, outcome) = match waited {
+        Ok(Waited::Granted(Ok(lease))) => {
+            ctx.user_lease = Some(lease);
+            ("granted", Ok(()))
+        }
+        Ok(Waited::Granted(Err(_))) => ("line_full", Err(errors::too_many_pending().into())),
+        Ok(Waited::TimedOut) => ("timeout", Err(errors::user_slot_timeout().into())),
+        Err(error) => ("client_gone", Err(No::Gone(error))),
+    };
+    let metrics = &rooms.metrics;
+    metrics.waits.with_label_values(&["user", label]).inc();
+    metrics
+        .wait_seconds
+        .with_label_values(&["user"])
+        .observe(began.elapsed().as_secs_f64());
+    outcome?;
+    if ctx.config.billing.mode == BillingMode::Standard {
+        let funds = Funds {
+            balance: rooms.balances.balance(principal.user.id),
+            key_spent: rooms.balances.key_spent(principal.key.id),
+        };
+        auth::may_spend(&principal.key, funds).map_err(reply_to)?;
+    }
+    let expired = principal
+        .key
+        .expires_at
+        .is_some_and(|end| end <= Utc::now());
+    if expired && ctx.config.billing.mode == BillingMode::Standard {
+        return Err(errors::api_key_expired().into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_models_name_may_ask_for_an_effort() {
+        for (model, effort) in [
+            ("gpt-5-high", Some("high")),
+            ("gpt-5.3-codex-xhigh", Some("xhigh")),
+            ("gpt-5-mini", None),
+            ("high", None),
+        ] {
+            assert_eq!(effort_of(model).as_deref(), effort, "{model}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What the request path counts.
+
+use prometheus::{
+    CounterVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+};
+
+use crate::metrics::{Metrics, OWN_SECONDS, REQUEST_SECONDS};
+
+/// The request path's dashboard.
+#[derive(Clone, Debug)]
+pub struct ProxyMetrics {
+    /// Requests ended, by endpoint, status and outcome.
+    pub requests: IntCounterVec,
+    /// Requests being served.
+    pub in_flight: IntGauge,
+    /// Attempts ended, by platform and result.
+    pub attempts: IntCounterVec,
+    /// Changes to another account, by reason.
+    pub failovers: IntCounterVec,
+    /// Waits for a slot, by kind of slot and how they ended.
+    pub waits: IntCounterVec,
+    /// Seconds waited for a slot.
+    pub wait_seconds: HistogramVec,
+    /// Slots held.
+    pub slots: IntGaugeVec,
+    /// Seconds from the request's arrival to before the wait for the user's slot.
+    pub auth_seconds: Histogram,
+    /// Seconds from there to the last attempt's start.
+    pub routing_seconds: Histogram,
+    /// Seconds from the last attempt's start to the upstream's response header.
+    pub upstream_seconds: Histogram,
+    /// Seconds from the upstream's response header to the end.
+    pub response_seconds: Histogram,
+    /// Seconds of whole requests.
+    pub request_seconds: HistogramVec,
+    /// Seconds from arrival to the first real output.
+    pub first_token_seconds: Histogram,
+    /// Tokens, by platform and class.
+    pub tokens: IntCounterVec,
+    /// List price of what was used, USD.
+    pub cost: CounterVec,
+    /// What users were charged, USD.
+    pub charge: CounterVec,
+    /// Records without a known price.
+    pub unpriced: IntCounter,
+    /// Bytes of request bodies held.
+    pub body_bytes: IntGauge,
+    /// Upstream connections used, new or reused.
+    pub connections: IntCounterVec,
+    /// Clients that left before the end, by phase.
+    pub clients_gone: IntCounterVec,
+}
+
+impl ProxyMetrics {
+    /// Registers the families.
+    pub fn new(m: &Metrics) -> ProxyMetrics {
+        ProxyMetrics {
+            requests: m.counters(
+                "requests_total",
+                "Requests ended, by endpoint, status the client got (0 = none) and outcome.",
+                &["endpoint", "status", "outcome"],
+            ),
+            in_flight: m.gauge("requests_in_flight", "Requests being served."),
+            attempts: m.counters(
+                "attempts_total",
+                "Attempts on an account, by platform and result (a verdict or transport error).",
+                &["platform", "result"],
+            ),
+            failovers: m.counters(
+                "failovers_total",
+                "Changes to another account within a request, by reason.",
+                &["platform", "reason"],
+            ),
+            waits: m.counters(
+                "waits_total",
+                "Waits for a slot, by kind (user, account) and end (granted, timeout, line_full, client_gone).",
+                &["slot", "end"],
+            ),
+            wait_seconds: m.histograms(
+                "wait_seconds",
+                "Seconds waited for a slot, by kind.",
+                &["slot"],
+                REQUEST_SECONDS,
+            ),
+            slots: m.gauges("slots_held", "Slots held, by kind.", &["slot"]),
+            auth_seconds: m.histogram(
+                "auth_seconds",
+                "Seconds from arrival until the request is read, checked and ready to wait for the user's slot.",
+                OWN_SECONDS,
+            ),
+            routing_seconds: m.histogram(
+                "routing_seconds",
+                "Seconds from there until the last attempt starts: waits, billing check, choice of the account.",
+                OWN_SECONDS,
+            ),
+            upstream_seconds: m.histogram(
+                "upstream_seconds",
+                "Seconds from the last attempt's start to the upstream's response header.",
+                REQUEST_SECONDS,
+            ),
+            response_seconds: m.histogram(
+                "response_seconds",
+                "Seconds from the upstream's response header to the end of the request.",
+                REQUEST_SECONDS,
+            ),
+            request_seconds: m.histograms(
+                "request_seconds",
+                "Seconds from arrival to the end, by endpoint.",
+                &["endpoint"],
+                REQUEST_SECONDS,
+            ),
+            first_token_seconds: m.histogram(
+                "first_token_seconds",
+                "Seconds from arrival to the first real output.",
+                REQUEST_SECONDS,
+            ),
+            tokens: m.counters(
+                "tokens_total",
+                "Tokens, by platform and price class.",
+                &["platform", "class"],
+            ),
+            cost: m.float_counters(
+                "cost_usd_total",
+                "List price of what was used, USD, by platform.",
+                &["platform"],
+            ),
+            charge: m.float_counters(
+                "charge_usd_total",
+                "What users were charged, USD, by platform.",
+                &["platform"],
+            ),
+            unpriced: m.counter(
+                "unpriced_records_total",
+                "Usage records whose model has no known price; recorded at cost 0.",
+            ),
+            body_bytes: m.gauge("inflight_body_bytes", "Bytes of request bodies held."),
+            connections: m.counters(
+                "upstream_connections_total",
+                "Upstream connections used, by whether they were new or reused.",
+                &["kind"],
+            ),
+            clients_gone: m.counters(
+                "clients_gone_total",
+                "Clients that left before their answer was complete, by phase.",
+                &["phase"],
+            ),
+        }
+    }
+}
