@@ -4,10 +4,14 @@
 //! `main → app → proxy, jobs, admin, cli → auth, limits, scheduler, billing, providers →
 //! state, storage → domain, config → filters`.
 
+pub mod admin;
+pub mod app;
 pub mod auth;
 pub mod billing;
+pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod jobs;
 pub mod limits;
 pub mod logging;
 pub mod metrics;

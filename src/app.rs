@@ -1,0 +1,409 @@
+//! Builds every room once and hands it its neighbours. The only place that knows them all.
+
+pub mod first_start;
+pub mod lock;
+pub mod shutdown;
+pub mod tls;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use pingora::apps::HttpServerOptions;
+use pingora::apps::http_app::HttpServer;
+use pingora::listeners::tls::TlsSettings;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::http_proxy_service;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
+use pingora::services::listening::Service;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::Admin;
+use crate::billing::balances::Balances;
+use crate::billing::outbox::Outbox;
+use crate::billing::price_map::{PriceFileError, Prices};
+use crate::config::{Config, Listener, Reservation};
+use crate::jobs::follow::Follower;
+use crate::jobs::listening::{Listening, LookOut};
+use crate::jobs::metrics::JobMetrics;
+use crate::jobs::reload::Reloader;
+use crate::jobs::sweep::Sweeper;
+use crate::jobs::writer::Writer;
+use crate::limits::bodies::BodyBudget;
+use crate::metrics::Metrics;
+use crate::providers::resolve::Resolver;
+use crate::proxy::context::RequestIds;
+use crate::proxy::metrics::ProxyMetrics;
+use crate::proxy::snapshot::Snapshot;
+use crate::proxy::unpriced::UnpricedModels;
+use crate::proxy::{Gateway, Rooms};
+use crate::scheduler::Ranking;
+use crate::state::memory::MemoryState;
+use crate::storage::{StorageError, Store};
+use lock::{DirectoryLock, LockError};
+use shutdown::DrainWatch;
+pub use shutdown::StopSignal;
+
+/// Idle connections to upstreams kept for reuse: enough for a thousand accounts in use, at a few
+/// KiB each.
+const UPSTREAM_POOL: usize = 1024;
+/// What an HTTP/2 client may send before we have read it: large uploads over long distances are
+/// slow with the 64 KiB that HTTP/2 begins with.
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+/// Streams of one HTTP/2 client connection at once.
+const H2_STREAMS: u32 = 256;
+/// An HTTP/2 client connection without any stream is closed after this long (SPEC 13.3).
+const H2_IDLE: Duration = Duration::from_secs(75);
+/// After the last request, how long unwritten usage records are tried to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the server cannot start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The data directory is in use or cannot be used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The secret cannot be read or made.
+    #[error("the secret in {path}: {source}")]
+    Secret {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store cannot be opened or read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The price map cannot be read.
+    #[error(transparent)]
+    Prices(#[from] PriceFileError),
+    /// An address cannot be bound.
+    #[error("{key}: cannot listen on {addr}: {source}")]
+    Listen {
+        /// Key path in the configuration.
+        key: String,
+        /// The address.
+        addr: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A listener did not come up.
+    #[error("nothing listens on {0}, although it was free; the log above may say why")]
+    NotListening(std::net::SocketAddr),
+    /// A certificate cannot be used.
+    #[error("server.listen[{index}]: the certificate or key cannot be used: {reason}")]
+    Tls {
+        /// Which listener.
+        index: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A runtime cannot be started.
+    #[error("cannot start a runtime: {0}")]
+    Runtime(std::io::Error),
+    /// Usage records are left that could not be written.
+    #[error("{0} usage records could not be written before the end and are lost")]
+    Unwritten(usize),
+}
+
+/// Where the configuration came from, to read it again on SIGHUP.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A server that is built but does not run yet.
+pub struct App {
+    runtime: tokio::runtime::Runtime,
+    rooms: Arc<Rooms>,
+    store: Store,
+    writer: Writer,
+    follower: Follower,
+    prices: Arc<ArcSwap<Prices>>,
+    metrics: Metrics,
+    jobs: JobMetrics,
+    origin: Origin,
+    _lock: DirectoryLock,
+}
+
+impl App {
+    /// Opens the data directory and builds the rooms. Nothing listens yet.
+    pub fn build(config: Config, origin: Origin) -> Result<App, AppError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("store")
+            .enable_all()
+            .build()
+            .map_err(AppError::Runtime)?;
+        // From here on SIGHUP no longer ends the process, as it would by default; the reload job
+        // answers it once the server runs.
+        let hangup = runtime.block_on(async { signal(SignalKind::hangup()) });
+        drop(hangup.map_err(AppError::Runtime)?);
+        let lock = DirectoryLock::take(&config.data_dir)?;
+        let secret = first_start::secret(&config)?;
+        let prices = Arc::new(ArcSwap::from_pointee(Prices::configured(&config.billing)?));
+        let config = Arc::new(config);
+        let metrics = Metrics::new();
+        let jobs = JobMetrics::new(&metrics);
+        build_info(&metrics);
+        let balances = Arc::new(Balances::default());
+        let outbox = Outbox::new(balances.clone());
+        let (store, directory) = runtime.block_on(async {
+            let store = Store::open(&config.data_dir, &secret).await?;
+            first_start::seed(&store, &config, &origin.env).await?;
+            let multiplier = config.billing.default_rate_multiplier;
+            let directory = store.load_directory(multiplier).await?;
+            balances.refresh(store.balances().await?, store.key_spend().await?);
+            Ok::<_, StorageError>((store, directory))
+        })?;
+        let money = Arc::new(tokio::sync::Mutex::new(()));
+        let rooms = Arc::new(Rooms {
+            snapshot: ArcSwap::from_pointee(Snapshot::new(directory, &prices.load())),
+            state: Arc::new(MemoryState::new()),
+            bodies: BodyBudget::new(config.server.max_inflight_body_bytes),
+            resolver: Resolver::default(),
+            ranking: Ranking::default(),
+            metrics: ProxyMetrics::new(&metrics),
+            hasher: store.hasher().clone(),
+            ids: RequestIds::new(random_u64()),
+            unpriced: UnpricedModels::default(),
+            draining: AtomicBool::new(false),
+            config: ArcSwap::new(config),
+            balances: balances.clone(),
+            outbox: outbox.clone(),
+        });
+        let writer = Writer::new(store.clone(), outbox, balances, money.clone(), jobs.clone());
+        let follower = Follower::new(
+            store.clone(),
+            rooms.clone(),
+            prices.clone(),
+            money,
+            jobs.clone(),
+        );
+        Ok(App {
+            runtime,
+            rooms,
+            store,
+            writer,
+            follower,
+            prices,
+            metrics,
+            jobs,
+            origin,
+            _lock: lock,
+        })
+    }
+
+    /// The store, for whoever fills it before the server runs.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Runs something on the store's runtime.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// Reads the configured objects anew, after they were changed before the start.
+    pub fn reload(&self) -> Result<(), AppError> {
+        Ok(self.runtime.block_on(self.follower.reload())?)
+    }
+
+    /// Serves until SIGTERM, SIGINT or `stop`, drains, writes what is left and returns.
+    pub fn serve(self, stop: StopSignal) -> Result<(), AppError> {
+        let config = self.rooms.config.load_full();
+        check_addresses(&config)?;
+        check_certificates(&config)?;
+        let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
+        server.bootstrap();
+        self.add_proxy(&mut server, &config)?;
+        let listening = Listening::default();
+        let failed = Arc::new(std::sync::OnceLock::new());
+        let admin = HttpServer::new_app(Admin::new(
+            self.rooms.clone(),
+            listening.clone(),
+            self.metrics.clone(),
+            self.jobs.clone(),
+        ));
+        let mut admin = Service::new("admin".to_owned(), admin);
+        admin.threads = Some(1);
+        admin.add_tcp(&config.admin.listen.to_string());
+        server.add_service(admin);
+        server.add_service(background_service("writer", self.writer.clone()));
+        server.add_service(background_service("follow", self.follower.clone()));
+        server.add_service(background_service(
+            "sweep",
+            Sweeper::new(self.rooms.state.clone()),
+        ));
+        server.add_service(background_service(
+            "reload",
+            Reloader::new(
+                self.origin.file.clone(),
+                self.origin.env.clone(),
+                self.rooms.clone(),
+                self.prices.clone(),
+                self.follower.clone(),
+            ),
+        ));
+        let addresses = config.server.listen.iter().map(|l| l.addr);
+        let addresses = addresses.chain([config.admin.listen]).collect();
+        let (report, stopper) = (failed.clone(), stop.clone());
+        let look_out = LookOut::new(addresses, listening, move |address| {
+            log::error!("nothing listens on {address}");
+            let _ = report.set(address);
+            stopper.stop();
+        });
+        server.add_service(background_service("listening", look_out));
+        announce(&config);
+        server.run(RunArgs {
+            shutdown_signal: Box::new(DrainWatch::new(self.rooms.clone(), stop)),
+        });
+        // Every request has ended or was dropped by now, and has left its record.
+        let left = self
+            .runtime
+            .block_on(self.writer.flush(Instant::now() + FLUSH_TIMEOUT));
+        if left > 0 {
+            return Err(AppError::Unwritten(left));
+        }
+        self.runtime.block_on(self.store.close())?;
+        log::info!("stopped");
+        match failed.get() {
+            Some(address) => Err(AppError::NotListening(*address)),
+            None => Ok(()),
+        }
+    }
+
+    fn add_proxy(&self, server: &mut Server, config: &Config) -> Result<(), AppError> {
+        let mut proxy = http_proxy_service(&server.configuration, Gateway::new(self.rooms.clone()));
+        proxy.threads = Some(config.server.threads);
+        if let Some(logic) = proxy.app_logic_mut() {
+            let mut h2 = default_h2_options();
+            h2.initial_window_size(H2_STREAM_WINDOW)
+                .initial_connection_window_size(H2_CONNECTION_WINDOW)
+                .max_concurrent_streams(H2_STREAMS);
+            logic.h2_options = Some(h2);
+            let mut options = HttpServerOptions::default();
+            options.h2c = config.server.h2c;
+            options.h2_idle_timeout = Some(H2_IDLE);
+            logic.server_options = Some(options);
+        }
+        for (index, listener) in config.server.listen.iter().enumerate() {
+            let Listener { addr, tls } = listener;
+            let Some(tls) = tls else {
+                proxy.add_tcp(&addr.to_string());
+                continue;
+            };
+            let (cert, key) = (tls.cert.to_string_lossy(), tls.key.to_string_lossy());
+            let mut settings =
+                TlsSettings::intermediate(&cert, &key).map_err(|e| AppError::Tls {
+                    index,
+                    reason: e.to_string(),
+                })?;
+            settings.enable_h2();
+            proxy.add_tls_with_settings(&addr.to_string(), None, settings);
+        }
+        server.add_service(proxy);
+        Ok(())
+    }
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    let switches = config
+        .gateway
+        .max_account_switches
+        .max(config.gateway.max_account_switches_gemini);
+    ServerConf {
+        threads: config.server.threads,
+        // Tries in all: the first account, every switch, and the few tries after dead connections.
+        // Our own limits decide; this one only has to be out of their way.
+        max_retries: switches as usize + 4,
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        // Draining is done before Pingora hears of the shutdown (see `shutdown`).
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+/// Finds out that an address is taken while the reason can still be told well.
+fn check_addresses(config: &Config) -> Result<(), AppError> {
+    let listeners = config
+        .server
+        .listen
+        .iter()
+        .enumerate()
+        .map(|(i, l)| (format!("server.listen[{i}]"), l.addr));
+    // All are held until the last is bound: two of ours may be in each other's way.
+    let mut held = Vec::new();
+    for (key, addr) in listeners.chain([("admin.listen".to_owned(), config.admin.listen)]) {
+        match std::net::TcpListener::bind(addr) {
+            Ok(listener) => held.push(listener),
+            Err(source) => return Err(AppError::Listen { key, addr, source }),
+        }
+    }
+    Ok(())
+}
+
+/// Finds out that a certificate cannot be used while the reason can still be told well.
+fn check_certificates(config: &Config) -> Result<(), AppError> {
+    for (index, listener) in config.server.listen.iter().enumerate() {
+        if let Some(files) = &listener.tls {
+            tls::check(files).map_err(|reason| AppError::Tls { index, reason })?;
+        }
+    }
+    Ok(())
+}
+
+fn announce(config: &Config) {
+    if config.billing.reservation == Reservation::Strict {
+        log::warn!(
+            "billing.reservation: strict is not enforced by this version; \
+             a request needs a positive balance, and may end below zero"
+        );
+    }
+    for listener in &config.server.listen {
+        log::info!(
+            "listening on {}{}",
+            listener.addr,
+            if listener.tls.is_some() { " (TLS)" } else { "" }
+        );
+    }
+    log::info!(
+        "health and metrics on http://{}, data in {}",
+        config.admin.listen,
+        config.data_dir.display()
+    );
+}
+
+fn build_info(metrics: &Metrics) {
+    metrics
+        .gauges(
+            "build_info",
+            "Always 1; the label is the version of this program.",
+            &["version"],
+        )
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
+}
+
+fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    // Without randomness the time since 1970 in nanoseconds tells processes apart as well.
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => chrono::Utc::now()
+            .timestamp_nanos_opt()
+            .unwrap_or_default()
+            .unsigned_abs(),
+    }
+}

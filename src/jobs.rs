@@ -1,0 +1,8 @@
+//! Background jobs: one file each, run as Pingora background services.
+
+pub mod follow;
+pub mod listening;
+pub mod metrics;
+pub mod reload;
+pub mod sweep;
+pub mod writer;
