@@ -1,0 +1,443 @@
+//! Clients that leave, at every point of a request and in every way; and what becomes of the
+//! request, its usage and its slots.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tollgate_test_support::{Answer, FakeUpstream, Gate, TestCa, Usage, openai};
+
+use crate::call::{Call, LEAVINGS, Leaving, Protocol, plain, request, streamed};
+use crate::harness::{Gateway, KEY, LIMIT, Setup};
+
+const TEXT: &str = "Hello wide world";
+
+fn frames() -> Vec<Bytes> {
+    openai::responses_stream("gpt-5-mini", "r", &[TEXT, " and on"], Usage::default())
+}
+
+/// Frames up to the first delta.
+fn begun() -> usize {
+    openai::responses_cut("gpt-5-mini", "r", &[TEXT]).len()
+}
+
+fn whole_json() -> Answer {
+    let json = openai::responses_json("gpt-5-mini", "r", TEXT, Usage::default());
+    Answer::body(200, "application/json", json)
+}
+
+/// Where the leaving of a client under way is written down, which is nowhere else to be seen.
+fn watching(setup: Setup) -> Setup {
+    setup
+        .set("SERVER__H2C", true)
+        .set("LOGGING__LEVEL", "debug")
+}
+
+/// Waits until the server has missed `count` clients.
+async fn missed(gateway: &Gateway, count: usize) {
+    let seen = || gateway.logged().matches("the client has left").count();
+    gateway
+        .wait(&format!("{count} clients to be missed"), || seen() >= count)
+        .await;
+}
+
+fn assert_left(record: &Value, source: &str, output: u64, what: &str) {
+    assert_eq!(
+        (
+            &record["outcome"],
+            &record["client_disconnected"],
+            &record["usage_source"],
+            &record["output_tokens"],
+        ),
+        (
+            &json!("client_gone"),
+            &json!(true),
+            &json!(source),
+            &json!(output)
+        ),
+        "{what}: {record:#}"
+    );
+}
+
+/// When the client leaves a request that is with a provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    BeforeTheHeader,
+    InThePreamble,
+    InTheStream,
+    InTheJson,
+}
+
+const MOMENTS: [Moment; 4] = [
+    Moment::BeforeTheHeader,
+    Moment::InThePreamble,
+    Moment::InTheStream,
+    Moment::InTheJson,
+];
+
+impl Moment {
+    /// An answer that waits at the gate at this moment.
+    fn answer(self, gate: &Gate) -> Answer {
+        match self {
+            Moment::BeforeTheHeader => Answer::sse(frames()).after(gate),
+            Moment::InThePreamble => Answer::sse(frames()).gated(2, gate),
+            Moment::InTheStream => Answer::sse(frames()).gated(begun(), gate),
+            Moment::InTheJson => whole_json().chunked(&[100]).gated(1, gate),
+        }
+    }
+
+    /// Sends a request and returns when it has come to this moment.
+    async fn reach(self, gateway: &Gateway, gate: &Gate, protocol: Protocol) -> Call {
+        let reached = gate.reached();
+        let request = request("gpt-5-mini", self != Moment::InTheJson, KEY);
+        let mut call = Call::send(gateway, protocol, &request).await;
+        gate.wait_reached(reached + 1).await;
+        match self {
+            Moment::BeforeTheHeader | Moment::InThePreamble => {}
+            Moment::InTheStream => {
+                call.head().await.unwrap();
+                call.read_until(TEXT, 1).await;
+            }
+            Moment::InTheJson => {
+                call.head().await.unwrap();
+                call.chunk().await.unwrap().unwrap();
+            }
+        }
+        call
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_the_body_is_complete_nothing_is_sent() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::with(&[&upstream])).start().await;
+    let mut open = Vec::new();
+    for (count, leaving) in LEAVINGS.into_iter().enumerate() {
+        let request = streamed("gpt-5-mini");
+        let call = Call::begin(&gateway, leaving.protocol(), &request, "{\"model\":").await;
+        gateway.wait_metric("requests_in_flight", 1.0).await;
+        open.extend(call.leave(leaving).await);
+        gateway.wait_metric("requests_in_flight", 0.0).await;
+        let left = gateway.metric("clients_gone_total{phase=\"before\"}");
+        assert_eq!(left, (count + 1) as f64, "{leaving:?}");
+    }
+    assert_eq!(upstream.total(), 0);
+    assert!(gateway.records().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_read_to_its_end_and_charged_exactly() {
+    for moment in MOMENTS {
+        let upstream = FakeUpstream::start().await;
+        let gateway = watching(Setup::with(&[&upstream])).start().await;
+        let mut open = Vec::new();
+        for (count, leaving) in LEAVINGS.into_iter().enumerate() {
+            let what = format!("{moment:?} {leaving:?}");
+            let gate = Gate::new();
+            upstream.push(moment.answer(&gate));
+            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            open.extend(call.leave(leaving).await);
+            missed(&gateway, count + 1).await;
+            // Its slots stay held while the provider works for it.
+            for slot in ["user", "account"] {
+                let held = gateway.metric(&format!("slots_held{{slot=\"{slot}\"}}"));
+                assert_eq!(held, 1.0, "{what}");
+            }
+            gate.open();
+            let records = gateway.wait_records(count + 1).await;
+            for record in records {
+                assert_left(&record, "reported", 30, &what);
+                // 100 × 0.25 + 20 × 0.025 + 30 × 2 millionths.
+                assert_eq!(record["charge"], "0.0000855", "{what}");
+            }
+        }
+        upstream.wait_idle().await;
+        assert!(
+            upstream
+                .requests()
+                .iter()
+                .all(|seen| seen.answered && !seen.peer_left)
+        );
+        assert_eq!(gateway.balance("alice"), "9.9995725");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_aborted_answer_is_given_up_at_once() {
+    for moment in MOMENTS {
+        let upstream = FakeUpstream::start().await;
+        let gateway = watching(Setup::with(&[&upstream]))
+            .set("GATEWAY__ON_CLIENT_DISCONNECT", "abort")
+            .start()
+            .await;
+        let mut open = Vec::new();
+        for (count, leaving) in LEAVINGS.into_iter().enumerate() {
+            let what = format!("{moment:?} {leaving:?}");
+            let gate = Gate::new();
+            upstream.push(moment.answer(&gate));
+            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            open.extend(call.leave(leaving).await);
+            // The gate stays shut: the provider sees that nobody waits any more.
+            upstream
+                .wait_for(&format!("{what}: to be given up"), |seen| {
+                    seen.iter().filter(|r| r.peer_left).count() == count + 1
+                })
+                .await;
+            let records = gateway.wait_records(count + 1).await;
+            let (source, output) = match moment {
+                Moment::InTheStream => ("estimated", 4),
+                // The 100 bytes that came of it: all that can be known.
+                Moment::InTheJson => ("estimated", 25),
+                _ => ("none", 0),
+            };
+            for record in records {
+                assert_left(&record, source, output, &what);
+            }
+            for slot in ["user", "account"] {
+                gateway
+                    .wait_metric(&format!("slots_held{{slot=\"{slot}\"}}"), 0.0)
+                    .await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_on_is_bounded() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::with(&[&upstream]))
+        .set("GATEWAY__DRAIN_TIMEOUT_MS", 300)
+        .start()
+        .await;
+    for (count, leaving) in [Leaving::Fin, Leaving::StreamReset].into_iter().enumerate() {
+        let gate = Gate::new();
+        upstream.push(Moment::InTheStream.answer(&gate));
+        let call = Moment::InTheStream
+            .reach(&gateway, &gate, leaving.protocol())
+            .await;
+        let open = call.leave(leaving).await;
+        upstream
+            .wait_for("to be given up", |seen| {
+                seen.iter().filter(|r| r.peer_left).count() == count + 1
+            })
+            .await;
+        for record in gateway.wait_records(count + 1).await {
+            assert_left(&record, "estimated", 4, "the deadline");
+        }
+        drop(open);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_fails_meanwhile_is_not_replaced() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::new(&vec![upstream.url(); 9])).start().await;
+    let cut = || Answer::sse(openai::responses_cut("gpt-5-mini", "r", &[TEXT]));
+    let preamble = || Answer::sse(openai::preamble("gpt-5-mini", "r"));
+    type Make<'a> = &'a dyn Fn(&Gate) -> Answer;
+    let rows: [(&str, Make<'_>, Moment, &str, u64); 4] = [
+        (
+            "an error",
+            &|gate| Answer::error(500, "x").after(gate),
+            Moment::BeforeTheHeader,
+            "none",
+            0,
+        ),
+        (
+            "a reset before",
+            &|gate| Answer::reset().after(gate),
+            Moment::BeforeTheHeader,
+            "none",
+            0,
+        ),
+        (
+            "a reset in the preamble",
+            &|gate| preamble().gated(2, gate).then_reset(),
+            Moment::InThePreamble,
+            "none",
+            0,
+        ),
+        (
+            "a reset in the stream",
+            &|gate| cut().gated(begun(), gate).then_reset(),
+            Moment::InTheStream,
+            "estimated",
+            4,
+        ),
+    ];
+    let mut count = 0;
+    let mut open = Vec::new();
+    for (name, make, moment, source, output) in rows {
+        for leaving in [Leaving::Fin, Leaving::ConnectionLost] {
+            let gate = Gate::new();
+            upstream.push(make(&gate));
+            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            open.extend(call.leave(leaving).await);
+            count += 1;
+            missed(&gateway, count).await;
+            gate.open();
+            let records = gateway.wait_records(count).await;
+            let mut of_source = records.iter().filter(|r| r["usage_source"] == source);
+            assert_left(of_source.next().unwrap(), source, output, name);
+            assert!(records.iter().all(|r| r["account_switches"] == 0), "{name}");
+        }
+    }
+    assert_eq!(upstream.total(), count as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_stalls_meanwhile_is_given_up() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::with(&[&upstream]))
+        .set("GATEWAY__STALL_TIMEOUT_MS", 400)
+        .start()
+        .await;
+    let gate = Gate::new();
+    upstream.push(Moment::InTheStream.answer(&gate));
+    let call = Moment::InTheStream
+        .reach(&gateway, &gate, Protocol::H1)
+        .await;
+    call.leave(Leaving::Fin).await;
+    assert_left(&gateway.only_record().await, "estimated", 4, "a stall");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_provider_is_read_to_its_end_as_well() {
+    let ca = TestCa::new();
+    let upstream = FakeUpstream::start_tls(&ca).await;
+    let folder = tempfile::tempdir().unwrap();
+    ca.write(folder.path()).unwrap();
+    for drain in [true, false] {
+        let gateway = watching(Setup::with(&[&upstream]))
+            .env("SSL_CERT_FILE", folder.path().join("ca.pem").display())
+            .set(
+                "GATEWAY__ON_CLIENT_DISCONNECT",
+                if drain { "drain" } else { "abort" },
+            )
+            .start()
+            .await;
+        let mut open = Vec::new();
+        for (count, (moment, leaving)) in [
+            (Moment::BeforeTheHeader, Leaving::Fin),
+            (Moment::InTheStream, Leaving::Rst),
+            (Moment::InTheStream, Leaving::StreamReset),
+            (Moment::InTheJson, Leaving::ConnectionLost),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let gate = Gate::new();
+            upstream.push(moment.answer(&gate));
+            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            open.extend(call.leave(leaving).await);
+            missed(&gateway, count + 1).await;
+            if drain {
+                gate.open();
+            }
+            let records = gateway.wait_records(count + 1).await;
+            if drain {
+                for record in records {
+                    assert_left(&record, "reported", 30, &format!("{moment:?}"));
+                }
+            } else {
+                upstream
+                    .wait_for("the stream's end", |seen| {
+                        seen.iter().filter(|r| r.peer_left).count() == count + 1
+                    })
+                    .await;
+            }
+        }
+        assert!(upstream.requests().iter().all(|r| r.version == http_2()));
+    }
+    assert_eq!(upstream.connections(), 2, "one connection serves them all");
+}
+
+fn http_2() -> http::Version {
+    http::Version::HTTP_2
+}
+
+/// More than all the buffers between provider and client hold.
+fn large_frames() -> Vec<Bytes> {
+    let large = "x".repeat(1 << 20);
+    let mut frames = openai::responses_cut("gpt-5-mini", "r", &[large.as_str(); 16]);
+    frames.extend(self::frames().pop());
+    frames
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stops_is_read_for_to_the_end() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::with(&[&upstream]))
+        .set("GATEWAY__STALL_TIMEOUT_MS", 1000)
+        .start()
+        .await;
+    let frames = large_frames();
+    for (count, protocol) in crate::call::PROTOCOLS.into_iter().enumerate() {
+        upstream.push(Answer::sse(frames.clone()));
+        let mut call = Call::send(&gateway, protocol, &streamed("gpt-5-mini")).await;
+        call.head().await.unwrap();
+        // And no further. The connection stays open.
+        let records = tokio::time::timeout(LIMIT, gateway.wait_records(count + 1));
+        for record in records.await.unwrap() {
+            assert_left(&record, "reported", 30, &format!("{protocol:?}"));
+        }
+        drop(call);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_gets_everything() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::with(&[&upstream]))
+        .set("GATEWAY__STALL_TIMEOUT_MS", 1500)
+        .start()
+        .await;
+    let frames = large_frames();
+    let whole: usize = frames.iter().map(Bytes::len).sum();
+    for protocol in crate::call::PROTOCOLS {
+        upstream.push(Answer::sse(frames.clone()));
+        let mut call = Call::send(&gateway, protocol, &streamed("gpt-5-mini")).await;
+        call.head().await.unwrap();
+        // It pauses long, but never as long as the limit; its pauses add up to more.
+        let mut read = 0;
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            let wanted = read + (3 << 20);
+            while read < wanted {
+                read += call.chunk().await.unwrap().unwrap().len();
+            }
+        }
+        let (rest, end) = call.rest().await;
+        end.unwrap();
+        assert_eq!(read + rest.len(), whole, "{protocol:?}");
+    }
+    for record in gateway.wait_records(2).await {
+        assert_eq!(record["outcome"], "ok", "{record:#}");
+        assert_eq!(record["usage_source"], "reported");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_streams_of_a_connection_go_on() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = watching(Setup::with(&[&upstream])).start().await;
+    let mut client = tollgate_test_support::H2Client::connect(gateway.address)
+        .await
+        .unwrap();
+    let gate = Gate::new();
+    upstream.push(Moment::InTheStream.answer(&gate));
+    let leaving = client.send_request(&streamed("gpt-5-mini")).await.unwrap();
+    gate.wait_reached(1).await;
+    upstream.push(whole_json());
+    let staying = client.request(&plain("gpt-5-mini")).await.unwrap();
+    assert_eq!(staying.status, 200);
+    leaving.reset();
+    missed(&gateway, 1).await;
+    upstream.push(whole_json());
+    let staying = client.request(&plain("gpt-5-mini")).await.unwrap();
+    assert_eq!(staying.status, 200);
+    gate.open();
+    let records = gateway.wait_records(3).await;
+    let gone = records.iter().filter(|r| r["outcome"] == "client_gone");
+    assert_eq!(gone.count(), 1);
+}

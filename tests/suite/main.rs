@@ -1,0 +1,24 @@
+//! Integration tests: a real `tollgate` process, real sockets, a real SQLite, a fake provider.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the harness waits for the server's process and in Drop, where nothing can be awaited"
+)]
+
+mod auth;
+mod billing;
+mod bodies;
+mod call;
+mod cells;
+mod disconnects;
+mod failover;
+mod framing;
+mod harness;
+mod lifecycle;
+mod metrics;
+mod operate;
+mod refusals;
+mod smoke;
+mod streaming;
+mod uploads;
+mod waiting;
