@@ -1,0 +1,321 @@
+#!/usr/bin/env bash
+# Runs the official SDKs and Codex against a running Tollgate, without a network.
+#
+#   tests/clients/run.sh [openai-python|openai-node|codex|all]... [--direct]
+#
+# Installs the clients from PyPI and npm (pinned) into CLIENTS_DIR, then enters a network
+# namespace that has nothing but loopback and starts there a fake upstream and Tollgate.
+# --direct points the clients at the fake upstream itself, to check the scripts alone.
+#
+#   GATEWAY_BIN, FAKE_UPSTREAM_BIN   the programs; default: built here with cargo
+#   CLIENTS_DIR              cache of the clients; default: clients in the target folder
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+# shellcheck source=../packages.sh
+. "$here/../packages.sh"
+
+inside=no direct=no suites=()
+for argument in "$@"; do
+  case $argument in
+    --inside) inside=yes ;;
+    --direct) direct=yes ;;
+    all) suites+=(openai-python openai-node codex) ;;
+    openai-python | openai-node | codex) suites+=("$argument") ;;
+    *) die "unknown client $argument; known: openai-python, openai-node, codex, all" ;;
+  esac
+done
+[ ${#suites[@]} -gt 0 ] || suites=(openai-python openai-node codex)
+
+target=${CARGO_TARGET_DIR:-$root/target}
+case $target in /*) ;; *) target=$root/$target ;; esac
+clients=${CLIENTS_DIR:-$target/clients}
+mkdir -p "$clients"
+clients=$(cd "$clients" && pwd)
+
+wanted() { [[ " ${suites[*]} " == *" $1 "* ]]; }
+
+# ---- outside the namespace: programs and clients ------------------------------------------------
+
+# fresh NAME FILE...: whether the cached NAME was installed from these very files.
+fresh() {
+  local name=$1
+  shift
+  [ -f "$clients/$name/.installed" ] && [ "$(cat "$@" | cksum)" = "$(cat "$clients/$name/.installed")" ]
+}
+
+install_python() {
+  local files=("$here/openai_python/requirements.txt") folder=$clients/openai_python
+  fresh openai_python "${files[@]}" && return
+  have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null \
+    || need_packages python3 python3-venv
+  say "installing the openai Python SDK"
+  rm -rf "$folder"
+  python3 -m venv "$folder"
+  "$folder/bin/pip" install -q --disable-pip-version-check --only-binary :all: -r "${files[0]}" \
+    || die "pip could not install the openai Python SDK"
+  cat "${files[@]}" | cksum >"$folder/.installed"
+}
+
+# install_npm NAME: what its package-lock.json says.
+install_npm() {
+  local folder=$clients/$1 files=("$here/$1/package.json" "$here/$1/package-lock.json")
+  fresh "$1" "${files[@]}" && return
+  { have npm && have node; } || need_packages nodejs npm
+  say "installing $1 from npm"
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  cp "${files[@]}" "$here/$1/.npmrc" "$folder/"
+  # The SDK asks for a newer node than Debian may have; it comes from npm as well (below).
+  (cd "$folder" && npm ci --loglevel=error) || die "npm could not install $1"
+  cat "${files[@]}" | cksum >"$folder/.installed"
+}
+
+if [ "$inside" = no ]; then
+  have ip || need_packages iproute2
+  have curl || need_packages curl
+  if wanted openai-python; then install_python; fi
+  if wanted openai-node; then install_npm openai_node; fi
+  if wanted codex; then install_npm codex; fi
+
+  builds=()
+  [ -n "${FAKE_UPSTREAM_BIN:-}" ] || builds+=(-p tollgate-test-support)
+  [ "$direct" = yes ] || [ -n "${GATEWAY_BIN:-}" ] || builds+=(-p tollgate)
+  if [ ${#builds[@]} -gt 0 ]; then
+    (cd "$root" && cargo build "${builds[@]}" --bins)
+  fi
+  export GATEWAY_BIN=${GATEWAY_BIN:-$target/debug/tollgate}
+  export FAKE_UPSTREAM_BIN=${FAKE_UPSTREAM_BIN:-$target/debug/fake-upstream}
+  export CLIENTS_DIR=$clients
+
+  again=(bash "$here/run.sh" --inside "${suites[@]}")
+  if [ "$direct" = yes ]; then again+=(--direct); fi
+  if unshare -rn true 2>/dev/null; then
+    exec unshare -rn "${again[@]}"
+  elif unshare -n true 2>/dev/null; then
+    exec unshare -n "${again[@]}"
+  fi
+  die "this machine allows no network namespaces ('unshare -rn true' fails), and the clients run
+       only in one that has nothing but loopback. In a container, allow user namespaces (seccomp);
+       on a host, see the sysctls kernel.unprivileged_userns_clone and user.max_user_namespaces."
+fi
+
+# ---- inside: nothing but loopback, so every port is free ------------------------------------------
+
+ip link set lo up
+work=$(mktemp -d)
+started=()
+stop() {
+  local pid
+  for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${started[@]}"; do wait "$pid" 2>/dev/null || true; done
+  rm -rf "$work"
+}
+trap stop EXIT
+
+passed=0 failed=0
+ok() { passed=$((passed + 1)); printf 'ok      %s\n' "$1"; }
+bad() { failed=$((failed + 1)); printf 'FAILED  %s\n' "$1"; }
+
+# wait_until LOG COMMAND...: until the command succeeds.
+wait_until() {
+  local log=$1 _
+  shift
+  for _ in $(seq 150); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    sleep 0.2
+  done
+  cat "$log" >&2
+  die "still failing after 30 s: $*; the log is above"
+}
+
+# No proxy, provider key or setting of the caller's may get in.
+for name in $(compgen -e); do
+  case $name in
+    GATEWAY_BIN | CLIENTS_DIR) ;;
+    TOLLGATE_* | OPENAI_* | ANTHROPIC_* | GEMINI_* | CODEX_* | *_proxy | *_PROXY) unset "$name" ;;
+  esac
+done
+
+upstream=http://127.0.0.1:18070
+if [ "$direct" = yes ]; then limit=(--max-body 4194304 --key direct); else limit=(); fi
+"$FAKE_UPSTREAM_BIN" --port 18070 "${limit[@]}" >"$work/upstream.log" 2>&1 &
+started+=($!)
+wait_until "$work/upstream.log" grep -q "$upstream" "$work/upstream.log"
+
+# Every suite has its own users and accounts: an account that answered 429 cools down, and must
+# not be what the next suite meets.
+resources() {
+  local suite
+  echo "groups:"
+  for suite in "${suites[@]}"; do
+    printf '  - { name: %s-%s, platform: openai }\n' \
+      "$suite" main "$suite" text "$suite" limited "$suite" overloaded
+  done
+  echo "accounts:"
+  account() { # suite, group, models
+    cat <<YAML
+  - name: $1-$2
+    platform: openai
+    type: api_key
+    credentials: { api_key: "sk-upstream-$1-$2", base_url: "$upstream" }
+    groups: [$1-$2]
+    concurrency: 0
+    model_mapping: $3
+YAML
+  }
+  for suite in "${suites[@]}"; do
+    account "$suite" main '{ gpt-5-mini: gpt-5-mini-2025-08-07 }'
+    account "$suite" text '{ gpt-5-mini: fake-text }'
+    account "$suite" limited '{ gpt-5-mini: fake-429 }'
+    account "$suite" overloaded '{ gpt-5-mini: fake-529 }'
+  done
+  echo "users:"
+  for suite in "${suites[@]}"; do
+    printf '  - { name: %s, balance: "10.00", concurrency: 0 }\n' "$suite"
+    printf '  - { name: %s-poor, balance: "0", concurrency: 0 }\n' "$suite"
+  done
+  echo "api_keys:"
+  key() { # suite, key, user, group
+    printf '  - { name: %s-%s, key: tg-%s-%s-0123456789abcdef, user: %s, group: %s }\n' \
+      "$1" "$2" "$1" "$2" "$3" "$4"
+  }
+  for suite in "${suites[@]}"; do
+    key "$suite" main "$suite" "$suite-main"
+    key "$suite" text "$suite" "$suite-text"
+    key "$suite" poor "$suite-poor" "$suite-main"
+    key "$suite" limited "$suite" "$suite-limited"
+    key "$suite" overloaded "$suite" "$suite-overloaded"
+  done
+}
+
+if [ "$direct" = yes ]; then
+  export GATEWAY_URL=$upstream
+  keys() {
+    export GATEWAY_KEY=direct GATEWAY_KEY_TEXT=direct GATEWAY_KEY_POOR=sk-fake-403
+    export GATEWAY_KEY_LIMITED=sk-fake-429 GATEWAY_KEY_OVERLOADED=sk-fake-503
+  }
+else
+  export GATEWAY_URL=http://127.0.0.1:18080
+  export TOLLGATE_SERVER__LISTEN='["127.0.0.1:18080"]' TOLLGATE_ADMIN__LISTEN=127.0.0.1:18090
+  export TOLLGATE_DATA_DIR=$work/data TOLLGATE_SERVER__MAX_BODY_BYTES=4194304
+  resources >"$work/resources.yaml"
+  "$GATEWAY_BIN" apply -f "$work/resources.yaml" >"$work/apply.log" 2>&1 || {
+    cat "$work/apply.log" >&2
+    die "tollgate apply failed"
+  }
+  "$GATEWAY_BIN" serve >"$work/serve.log" 2>&1 &
+  started+=($!)
+  wait_until "$work/serve.log" curl -sf http://127.0.0.1:18090/readyz
+  keys() {
+    local name
+    for name in POOR LIMITED OVERLOADED TEXT; do
+      export "GATEWAY_KEY_$name=tg-$1-${name,,}-0123456789abcdef"
+    done
+    export GATEWAY_KEY=tg-$1-main-0123456789abcdef
+  }
+fi
+
+# records SUITE COUNT: so many usage records of its user, answered, exactly metered and charged.
+# COUNT may be "some".
+records() {
+  [ "$direct" = no ] || return 0
+  local line good=0 all=0 _
+  # A record is there within a second of its request's end; the machine may be busy.
+  for _ in $(seq 40); do
+    "$GATEWAY_BIN" usage records --user "$1" --json >"$work/records" 2>"$work/records.err" \
+      || { cat "$work/records.err" >&2; break; }
+    good=0 all=0
+    while IFS= read -r line; do
+      line=${line//\": /\":}
+      if [[ $line != *'"status":200,'* ]]; then continue; fi
+      all=$((all + 1))
+      if [[ $line == *'"outcome":"ok"'* && $line == *'"input_tokens":100,'* &&
+        $line == *'"output_tokens":30,'* && $line == *'"cache_read_tokens":20,'* &&
+        $line == *'"usage_source":"reported"'* && $line =~ \"charge\":\"0\.0*[1-9] ]]; then
+        good=$((good + 1))
+      fi
+    done <"$work/records"
+    if [ "$2" = some ] && [ "$good" -gt 0 ]; then break; fi
+    if [ "$good" = "$2" ]; then break; fi
+    sleep 0.25
+  done
+  if [ "$good" = "$all" ] && { [ "$good" = "$2" ] || { [ "$2" = some ] && [ "$good" -gt 0 ]; }; }; then
+    ok "$1: usage records ($good)"
+  else
+    bad "$1: usage records: $2 expected, $all of answered requests, $good of them exact"
+    head -5 "$work/records" >&2
+  fi
+}
+
+# sdk SUITE COMMAND...: counts the lines a script prints, then looks at its records.
+sdk() {
+  local suite=$1 line served=
+  shift
+  say "$suite"
+  keys "$suite"
+  while IFS= read -r line; do
+    case $line in
+      "ok "*) ok "$suite: ${line#ok }" ;;
+      "FAILED "*) bad "$suite: ${line#FAILED }" ;;
+      "served "*) served=${line#served } ;;
+      *) printf '%s\n' "$line" ;;
+    esac
+  done < <("$@" 2>&1)
+  if [ -n "$served" ]; then records "$suite" "$served"; else bad "$suite: did not run to its end"; fi
+}
+
+# codex_run NAME KEY ARGUMENT...: one non-interactive turn that must end with the fake upstream's
+# text; unless NAME is text, after Codex has run the command the fake upstream asked for.
+codex_run() {
+  local name=$1 key=$2 home=$work/codex-$1 status=0 text="Hello from the fake upstream"
+  shift 2
+  mkdir -p "$home/work"
+  sed "s|@URL@|$GATEWAY_URL|" "$here/codex/config.toml" >"$home/config.toml"
+  (
+    cd "$home/work"
+    env -i PATH="$PATH" HOME="$home" CODEX_HOME="$home" GATEWAY_KEY="$key" \
+      timeout 120 "$clients/codex/node_modules/.bin/codex" exec --skip-git-repo-check \
+      --color never -o "$home/last" "$@" "Say hello." </dev/null >"$home/out" 2>"$home/err"
+  ) || status=$?
+  if [ "$status" -eq 0 ] && grep -q "$text" "$home/out" && grep -q "$text" "$home/last" &&
+    { [ "$name" = text ] || grep -qx example "$home/err"; }; then
+    ok "codex: $name"
+  else
+    bad "codex: $name (exit $status)"
+    tail -40 "$home/out" "$home/err" >&2
+  fi
+}
+
+if wanted openai-python; then
+  sdk openai-python "$clients/openai_python/bin/python" "$here/openai_python/test_sdk.py"
+fi
+if wanted openai-node; then
+  node=node
+  for candidate in "$clients"/openai_node/node_modules/node-linux-*/bin/node; do
+    if "$candidate" --version >/dev/null 2>&1; then node=$candidate; fi
+  done
+  # Imports are looked up beside the script: run the copy next to node_modules.
+  cp "$here/openai_node/test_sdk.mjs" "$clients/openai_node/"
+  sdk openai-node "$node" "$clients/openai_node/test_sdk.mjs"
+fi
+if wanted codex; then
+  say codex
+  keys codex
+  # The text account never calls a tool. With the main one there are two requests: the fake
+  # upstream asks for a command, then gets its output.
+  if [ "$direct" = no ]; then codex_run text "$GATEWAY_KEY_TEXT"; fi
+  codex_run tools "$GATEWAY_KEY"
+  # Tries a WebSocket first, and must fall back when GET /v1/responses answers 426.
+  codex_run websocket_fallback "$GATEWAY_KEY" \
+    -c model_providers.tollgate.supports_websockets=true
+  records codex some
+fi
+
+if [ "$failed" -gt 0 ] && [ -f "$work/serve.log" ]; then
+  printf '%s\n' "--- the end of Tollgate's log" >&2
+  tail -40 "$work/serve.log" >&2
+fi
+printf '%s passed, %s failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]

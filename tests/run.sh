@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# All tests: sees to what they need (Debian packages when it may install them, otherwise it says
+# what is missing), runs the Rust tests, then the real SDKs and Codex against a running Tollgate.
+#
+#   SKIP_CLIENTS=1   leaves the SDKs and Codex out (they are installed from PyPI and npm)
+#
+# Arguments are handed to cargo test.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=packages.sh
+. "$root/tests/packages.sh"
+cd "$root"
+
+need_build_tools
+
+failed=()
+say "cargo test"
+cargo test --workspace --no-fail-fast "$@" </dev/null || failed+=("cargo test")
+
+if [ "${SKIP_CLIENTS:-}" = 1 ]; then
+  say "SDK and Codex tests LEFT OUT (SKIP_CLIENTS=1)"
+else
+  say "SDKs and Codex"
+  tests/clients/run.sh all </dev/null || failed+=("tests/clients/run.sh all")
+fi
+
+if [ ${#failed[@]} -gt 0 ]; then
+  printf '==> FAILED: %s\n' "${failed[@]}"
+  exit 1
+fi
+say "all tests passed"
