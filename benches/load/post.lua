@@ -1,0 +1,25 @@
+-- wrk script: POSTs one body, over and over. Reads from the environment:
+--   LOAD_BODY  file with the body
+--   LOAD_KEY   bearer token
+--   LOAD_HEADER  one more header, "name: value" (may be empty)
+-- Prints one line of JSON for load.py at the end.
+
+local file = assert(io.open(os.getenv("LOAD_BODY"), "rb"))
+wrk.method = "POST"
+wrk.body = file:read("*a")
+file:close()
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer " .. os.getenv("LOAD_KEY")
+local name, value = string.match(os.getenv("LOAD_HEADER") or "", "^([^:]+):%s*(.*)$")
+if name then
+  wrk.headers[name] = value
+end
+
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '\nLOAD {"requests":%d,"duration_us":%d,"bytes":%d,"p50_us":%d,"p99_us":%d,"errors":%d,"bad_status":%d}\n',
+    summary.requests, summary.duration, summary.bytes,
+    latency:percentile(50), latency:percentile(99),
+    e.connect + e.read + e.write + e.timeout, e.status))
+end
