@@ -1,7 +1,7 @@
 //! One structured line for every request. No secrets, no prompt text.
 
 use super::context::Context;
-use super::finish::Ending;
+use super::finish::{Ending, millis};
 use super::relay::Answer;
 use crate::domain::UsageRecord;
 
@@ -43,8 +43,4 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
         "client.ip" = ip.as_str();
         "request"
     );
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -240,7 +240,8 @@ fn usage(answer: &Answer, body_len: usize) -> (TokenUsage, UsageSource) {
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+/// Whole milliseconds, as records and log lines have them.
+pub fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

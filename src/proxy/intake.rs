@@ -297,18 +297,17 @@ async fn admit(
 ) -> std::result::Result<(), No> {
     let rooms = ctx.rooms.clone();
     let want = limits::user_slot(&principal.user);
-    let lease = match rooms.state.try_lease(want).await {
+    match rooms.state.try_lease(want).await {
         Ok(Some(lease)) => {
             ctx.user_lease = Some(lease);
             return Ok(());
         }
-        Ok(None) => None,
+        Ok(None) => {}
         Err(error) => {
             log::error!("{error}");
             return Err(errors::internal_error().into());
         }
-    };
-    ctx.user_lease = lease;
+    }
     let config = ctx.config.concurrency.clone();
     let began = Instant::now();
     let wants = [want];
