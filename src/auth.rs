@@ -213,6 +213,7 @@ mod tests {
             vec![],
             vec![user],
             vec![key],
+            vec![],
             Default::default(),
         );
         let ask = move |_: &ApiKey, _: &User| funds.unwrap();

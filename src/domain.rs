@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod api_key;
+pub mod condition;
 pub mod directory;
 pub mod group;
 pub mod ids;
@@ -16,6 +17,7 @@ pub mod user;
 
 pub use account::{Account, AccountType, Credentials};
 pub use api_key::{ApiKey, ApiKeyStatus, KeyHash};
+pub use condition::{Condition, ConditionKind, Conditions};
 pub use directory::Directory;
 pub use group::{Group, SubscriptionType};
 pub use ids::{AccountId, ApiKeyId, GroupId, UserId};
@@ -23,5 +25,5 @@ pub use mapping::ModelMapping;
 pub use money::{Money, Multiplier};
 pub use platform::Platform;
 pub use secret::Secret;
-pub use usage_record::{BillingType, Outcome, UsageRecord, UsageSource};
+pub use usage_record::{AttemptTrace, BillingType, Outcome, UsageRecord, UsageSource};
 pub use user::{User, UserStatus};

@@ -42,7 +42,7 @@ use crate::config::Config;
 use crate::limits::bodies::BodyBudget;
 use crate::providers::resolve::Resolver;
 use crate::scheduler::Ranking;
-use crate::state::LiveState;
+use crate::state::{LiveState, ResponseBinding};
 use crate::storage::KeyHasher;
 use contain::{Panicked, contain};
 use context::{Context, RequestIds};
@@ -128,7 +128,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        set_cool_downs(ctx).await;
+        set_conditions(ctx).await;
         let attempt = match contain(peer::choose(session, ctx)).await {
             Ok(attempt) => attempt?,
             Err(Panicked) => return Err(peer::unserved(ctx, errors::panicked())),
@@ -278,7 +278,7 @@ impl ProxyHttp for Gateway {
             downstream::unwrap(session, way_back);
         }
         failover::judge_answered(ctx);
-        set_cool_downs(ctx).await;
+        set_conditions(ctx).await;
         remember_response(ctx).await;
         finish::finish(ctx);
     }
@@ -309,23 +309,22 @@ async fn remember_response(ctx: &mut Context) {
     let Some(id) = exchange.lock().answer_seen().response_id else {
         return;
     };
-    let ttl = ctx.config.scheduling.sticky_ttl;
-    let ttl = chrono::TimeDelta::from_std(ttl).unwrap_or(chrono::TimeDelta::MAX);
-    let (group, key) = (principal.group.id, affinity::response_key(&id));
-    let bound = ctx
-        .rooms
-        .state
-        .bind(group, key, attempt.account.id, ttl, chrono::Utc::now())
-        .await;
+    let binding = ResponseBinding {
+        group: principal.group.id,
+        key: affinity::response_key(&id),
+        account: attempt.account.id,
+        at: chrono::Utc::now(),
+    };
+    let bound = ctx.rooms.state.remember_response(binding).await;
     if let Err(error) = bound {
         log::warn!("a response's account is not remembered: {error}");
     }
 }
 
-/// Cool-downs noted in hooks that cannot wait are set in the next one that can.
-async fn set_cool_downs(ctx: &mut Context) {
-    for (account, cool_down) in std::mem::take(&mut ctx.tries.cool_downs) {
-        if let Err(error) = ctx.rooms.state.cool_down(account, cool_down).await {
+/// Conditions noted in hooks that cannot wait are set in the next one that can.
+async fn set_conditions(ctx: &mut Context) {
+    for (account, condition) in std::mem::take(&mut ctx.tries.conditions) {
+        if let Err(error) = ctx.rooms.state.set_condition(account, condition).await {
             log::warn!("account {account} keeps being chosen: {error}");
         }
     }

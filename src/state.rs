@@ -1,4 +1,4 @@
-//! Live state: slots, waiting lines, sticky bindings and cool-downs.
+//! Live state: slots, waiting lines, sticky bindings and the accounts' conditions.
 //!
 //! One trait, so that several nodes can share this state later; [`memory::MemoryState`] keeps it in
 //! this process. Nothing here decides anything: the limits and scheduler rooms do.
@@ -6,13 +6,12 @@
 pub mod memory;
 mod slots;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::domain::{AccountId, GroupId, UserId};
+use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
 
 /// What a unit of concurrency belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -88,15 +87,29 @@ pub struct Load {
     pub waiting: u32,
 }
 
-/// Why an account is not chosen for a while.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CoolDown {
-    /// When it began.
-    pub since: DateTime<Utc>,
-    /// When it ends by itself.
-    pub until: DateTime<Utc>,
-    /// Short bounded label, e.g. `limited`.
-    pub reason: &'static str,
+/// A place in the waiting lines, kept by a request over all its waits: users take turns, and the
+/// requests of one user are served in the order in which they came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket {
+    /// Whose turn it uses.
+    pub user: UserId,
+    /// The round in which it is served: one request of each user a round.
+    pub round: u64,
+    /// Order of arrival within the round.
+    pub number: u64,
+}
+
+/// Which account made a response, for requests that go on from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResponseBinding {
+    /// Scope of the key.
+    pub group: GroupId,
+    /// See `tollgate_filters::affinity::response_key`.
+    pub key: u128,
+    /// The account.
+    pub account: AccountId,
+    /// When it was made or last used.
+    pub at: DateTime<Utc>,
 }
 
 /// The live state could not be reached.
@@ -121,10 +134,22 @@ pub trait LiveState: Send + Sync + 'static {
     /// Takes one of `want.slot` at once, if there is room.
     async fn try_lease(&self, want: Want) -> Result<Option<Lease>, StateError>;
 
-    /// Waits for the first of `wants` to have room, first come first served. Dropping the future
-    /// leaves the line. `max_waiting` bounds the line of each slot; the call fails at once when all
-    /// of them are full. The caller bounds the time.
-    async fn lease_any(&self, wants: &[Want], max_waiting: u32) -> Result<Lease, WaitError>;
+    /// Takes one of the first of `wants` that has room, at once and in this order; says which.
+    async fn lease_first(&self, wants: &[Want]) -> Result<Option<(usize, Lease)>, StateError>;
+
+    /// A place in line for a request of `user`, taken when it first has to wait.
+    fn ticket(&self, user: UserId) -> Ticket;
+
+    /// Waits for the first of `wants` to have room, in the order of the tickets. Dropping the
+    /// future leaves the lines; waiting again with the same ticket is no loss. `max_waiting` bounds
+    /// the line of each slot; the call fails at once when all of them are full. The caller bounds
+    /// the time.
+    async fn lease_any(
+        &self,
+        wants: &[Want],
+        ticket: Ticket,
+        max_waiting: u32,
+    ) -> Result<Lease, WaitError>;
 
     /// How busy these accounts are, in the order asked.
     async fn loads(&self, accounts: &[AccountId]) -> Result<Vec<Load>, StateError>;
@@ -152,14 +177,54 @@ pub trait LiveState: Send + Sync + 'static {
     async fn unbind(&self, group: GroupId, key: u128, account: AccountId)
     -> Result<(), StateError>;
 
-    /// Keeps an account out of the choice until `cool_down.until`, if that is later than before.
-    async fn cool_down(&self, account: AccountId, cool_down: CoolDown) -> Result<(), StateError>;
+    /// Notes which account made a response.
+    async fn remember_response(&self, binding: ResponseBinding) -> Result<(), StateError>;
 
-    /// Lifts an account's cool-down, if it began before `before`.
-    async fn warm_up(&self, account: AccountId, before: DateTime<Utc>) -> Result<(), StateError>;
+    /// The account that made a response; asking is a use of it.
+    async fn response_account(
+        &self,
+        group: GroupId,
+        key: u128,
+        now: DateTime<Utc>,
+    ) -> Result<Option<AccountId>, StateError>;
 
-    /// All cool-downs, ended ones perhaps included. Cheap: an immutable picture.
-    fn cool_downs(&self) -> Arc<HashMap<AccountId, CoolDown>>;
+    /// Bindings of responses made or used since the last call, at most `max`, for whoever keeps
+    /// them beyond this process.
+    fn unsaved_responses(&self, max: usize) -> Vec<ResponseBinding>;
+
+    /// Puts a condition on an account. Of two in the same place the one that ends later stays.
+    async fn set_condition(
+        &self,
+        account: AccountId,
+        condition: Condition,
+    ) -> Result<(), StateError>;
+
+    /// Lifts an account's conditions of this kind (`None` = of every kind) that began before
+    /// `before`, and forgets its strikes where that is all kinds.
+    async fn lift_conditions(
+        &self,
+        account: AccountId,
+        kind: Option<ConditionKind>,
+        before: DateTime<Utc>,
+    ) -> Result<(), StateError>;
+
+    /// The conditions of all accounts, ended ones perhaps included. Cheap: an immutable picture.
+    fn conditions(&self) -> Arc<Conditions>;
+
+    /// Counts a strike against an account; how many there are within `window`, this one included.
+    async fn strike(
+        &self,
+        account: AccountId,
+        window: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<u32, StateError>;
+
+    /// A success: forgets the strikes.
+    async fn forgive(&self, account: AccountId) -> Result<(), StateError>;
+
+    /// Says that this process still runs: its leases stay its own. To be called several times
+    /// within the life of an owner's lease.
+    async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError>;
 
     /// Units of concurrency held at this moment: users', accounts'. For metrics and leak checks.
     fn held(&self) -> (u64, u64);

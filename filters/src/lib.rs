@@ -5,6 +5,7 @@ pub mod body;
 pub mod credential;
 pub mod headers;
 mod json;
+pub mod passthrough;
 pub mod peek;
 pub mod reply;
 pub mod route;

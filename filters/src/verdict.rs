@@ -5,9 +5,11 @@
 //! what to remember, is not decided here.
 
 mod message;
+mod policy;
 mod retry_after;
 
 pub use message::{is_openai_error, upstream_message};
+pub use policy::{ErrorPolicy, TempRule};
 
 use std::time::{Duration, SystemTime};
 

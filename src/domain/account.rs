@@ -1,6 +1,7 @@
 //! Accounts: one provider credential each, that requests are sent through.
 
 use chrono::{DateTime, Utc};
+use tollgate_filters::verdict::ErrorPolicy;
 
 use super::{AccountId, GroupId, ModelMapping, Multiplier, Platform, Secret};
 
@@ -74,6 +75,8 @@ pub struct Account {
     pub expires_at: Option<DateTime<Utc>>,
     /// Egress proxy URL (may hold a password).
     pub proxy: Option<Secret>,
+    /// How its upstream errors are taken; read from `extra`.
+    pub error_policy: ErrorPolicy,
     /// Options named as in the specification.
     pub extra: serde_json::Map<String, serde_json::Value>,
     /// Taken out by `tollgate accounts pause`.

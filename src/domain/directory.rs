@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tollgate_filters::passthrough::Rule;
+
 use super::{Account, AccountId, ApiKey, Group, GroupId, KeyHash, User, UserId};
 use crate::domain::price::PriceMap;
 
@@ -17,6 +19,8 @@ pub struct Directory {
     accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>>,
     users: HashMap<UserId, Arc<User>>,
     keys: HashMap<KeyHash, Arc<ApiKey>>,
+    /// What of upstream errors reaches clients, in order of priority.
+    pub error_rules: Vec<Rule>,
     /// Prices that win over the price map (`prices:` of the resources).
     pub price_overrides: PriceMap,
 }
@@ -29,6 +33,7 @@ impl Directory {
         accounts: Vec<Account>,
         users: Vec<User>,
         keys: Vec<ApiKey>,
+        error_rules: Vec<Rule>,
         price_overrides: PriceMap,
     ) -> Directory {
         let accounts: HashMap<_, _> = accounts.into_iter().map(|a| (a.id, Arc::new(a))).collect();
@@ -51,6 +56,7 @@ impl Directory {
             accounts_of_group,
             users: users.into_iter().map(|u| (u.id, Arc::new(u))).collect(),
             keys: keys.into_iter().map(|k| (k.hash, Arc::new(k))).collect(),
+            error_rules,
             price_overrides,
         }
     }

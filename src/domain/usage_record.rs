@@ -77,6 +77,19 @@ impl BillingType {
     }
 }
 
+/// One attempt, as the record tells it.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct AttemptTrace {
+    /// Name of the account at that time.
+    pub account: String,
+    /// How it ended, a short bounded label: `answered`, a verdict, or a transport error.
+    pub result: String,
+    /// Upstream status, where there was an answer.
+    pub status: Option<u16>,
+    /// From its choice to its end, milliseconds.
+    pub duration_ms: u64,
+}
+
 /// One request that was sent to an upstream, whatever became of it. Names of users, keys, groups
 /// and accounts are kept beside their ids, so that history stays readable after a rename.
 #[derive(Clone, PartialEq, Debug)]
@@ -147,6 +160,8 @@ pub struct UsageRecord {
     pub attempts: u32,
     /// Changes of account among them.
     pub account_switches: u32,
+    /// Every attempt in order, where there was more than one; else empty.
+    pub trail: Vec<AttemptTrace>,
     /// From arrival to end, milliseconds.
     pub duration_ms: u64,
     /// From arrival to the first real output, milliseconds.

@@ -68,7 +68,11 @@ impl Follower {
         }
         for account in directory.accounts() {
             if let Some(resumed) = account.resumed_at
-                && let Err(error) = self.rooms.state.warm_up(account.id, resumed).await
+                && let Err(error) = self
+                    .rooms
+                    .state
+                    .lift_conditions(account.id, None, resumed)
+                    .await
             {
                 log::warn!("account {:?} stays cooled down: {error}", account.name);
             }

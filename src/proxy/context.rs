@@ -20,8 +20,8 @@ use super::exchange::{Exchange, Failure};
 use super::snapshot::Snapshot;
 use crate::auth::Principal;
 use crate::config::Config;
-use crate::domain::{Account, AccountId, ApiKey};
-use crate::state::{CoolDown, Lease};
+use crate::domain::{Account, AccountId, ApiKey, Condition, UserId};
+use crate::state::{Lease, Ticket};
 
 /// Makes request ids: unique in time and across processes, without a system call each.
 #[derive(Debug)]
@@ -86,10 +86,12 @@ pub struct Tries {
     pub stale_connections: u32,
     /// Until when the request may wait for accounts, over all its waits.
     pub wait_until: Option<Instant>,
+    /// The place in the waiting lines.
+    pub ticket: Option<Ticket>,
     /// Slots of failed attempts, until their accounts' cool-downs are set.
     pub leases: Vec<Lease>,
-    /// Cool-downs that the next hook that can wait will set.
-    pub cool_downs: Vec<(AccountId, CoolDown)>,
+    /// Conditions that the next hook that can wait will set.
+    pub conditions: Vec<(AccountId, Condition)>,
     /// What the record says of the last attempt whose request was sent upstream.
     pub sent: Option<SentAttempt>,
 }
@@ -243,6 +245,13 @@ impl Context {
     pub fn id_header(&self) -> HeaderValue {
         // Made of hexadecimal digits only.
         HeaderValue::from_str(&self.id).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+    }
+
+    /// This request's place in the waiting lines, taken at its first wait.
+    pub fn ticket(&mut self) -> Ticket {
+        let user = self.principal.as_ref().map_or(UserId(0), |p| p.user.id);
+        let state = &self.rooms.state;
+        *self.tries.ticket.get_or_insert_with(|| state.ticket(user))
     }
 
     /// Whether the client has left.

@@ -144,17 +144,18 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
 /// Notes that `account` failed this request, and what that means for others.
 pub fn account_failed(ctx: &mut Context, account: &Account, failure: Failure, reason: &str) {
     count_attempt(ctx, account, reason);
-    if let Some(cool_down) = scheduler::cool_down_for(&failure.verdict, Utc::now()) {
+    if let Some(condition) = scheduler::condition_for(&failure.verdict, Utc::now()) {
         log::info!(
             target: "tollgate::failover",
             "request.id" = ctx.id.as_str(),
             "account" = account.name.as_str(),
             "reason" = reason,
             "status" = failure.status.unwrap_or(0),
-            "cool_down_s" = (cool_down.until - cool_down.since).num_seconds();
+            "condition" = condition.kind.as_str(),
+            "until" = condition.until.map_or_else(String::new, |until| until.to_rfc3339());
             "account failed"
         );
-        ctx.tries.cool_downs.push((account.id, cool_down));
+        ctx.tries.conditions.push((account.id, condition));
     }
     ctx.tries.excluded.push(account.id);
     ctx.tries.last = Some(failure);

@@ -213,6 +213,7 @@ fn record(
         reasoning_effort: asked.reasoning_effort.clone(),
         attempts: ctx.tries.attempts,
         account_switches: ctx.tries.switches,
+        trail: Vec::new(),
         duration_ms: millis(ending.duration),
         first_token_ms: ending.first_token.map(millis),
         usage_source,

@@ -311,6 +311,7 @@ async fn admit(
     let config = ctx.config.concurrency.clone();
     let began = Instant::now();
     let wants = [want];
+    let ticket = ctx.ticket();
     let waited = wait_for(
         session,
         exchange,
@@ -319,7 +320,7 @@ async fn admit(
         began + config.user_wait,
         rooms
             .state
-            .lease_any(&wants, limits::max_waiting(&principal.user)),
+            .lease_any(&wants, ticket, limits::max_waiting(&principal.user)),
     )
     .await;
     let (label, outcome) = match waited {

@@ -51,7 +51,8 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
     loop {
         let (account, lease) = choose_account(session, ctx).await?;
         // While this request waited in line the account may have failed others.
-        if scheduler::is_out(&account, &ctx.rooms.state.cool_downs(), Utc::now()) {
+        let model = ctx.asked.as_ref().map_or("", |asked| &asked.model);
+        if scheduler::is_out(&account, &ctx.rooms.state.conditions(), model, Utc::now()) {
             drop(lease);
             continue;
         }
@@ -122,20 +123,20 @@ async fn choose_account(session: &mut Session, ctx: &mut Context) -> Result<(Arc
         excluded: &ctx.tries.excluded,
         now,
     };
-    let cool_downs = rooms.state.cool_downs();
+    let conditions = rooms.state.conditions();
     // A response exists at one account only (Change 15): who goes on from it goes there or nowhere.
     let ttl = TimeDelta::from_std(ctx.config.scheduling.sticky_ttl).unwrap_or(TimeDelta::MAX);
     let required = match asked.previous_response {
         Some(key) => rooms
             .state
-            .sticky(group, key, ttl, now)
+            .response_account(group, key, now)
             .await
             .unwrap_or_default(),
         None => None,
     };
     let mut candidates = match scheduler::eligible(
         snapshot.directory.accounts_of(group),
-        &cool_downs,
+        &conditions,
         requirement,
     ) {
         Ok(candidates) => candidates,
@@ -284,6 +285,7 @@ async fn wait_in_line(
         return Err(unserved(ctx, errors::internal_error()));
     };
     let config = ctx.config.concurrency.clone();
+    let ticket = ctx.ticket();
     let began = Instant::now();
     let waited = wait_for(
         session,
@@ -291,7 +293,9 @@ async fn wait_in_line(
         &ctx.id_header(),
         config.ping_interval,
         deadline,
-        rooms.state.lease_any(wants, config.max_waiting_per_account),
+        rooms
+            .state
+            .lease_any(wants, ticket, config.max_waiting_per_account),
     )
     .await;
     let (label, result) = match waited {

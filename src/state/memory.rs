@@ -9,8 +9,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::Mutex;
 
 use super::slots::SlotTable;
-use super::{CoolDown, Lease, LiveState, Load, Slot, StateError, WaitError, Want};
-use crate::domain::{AccountId, GroupId};
+use super::{Lease, LiveState, Load, ResponseBinding, Slot, StateError, Ticket, WaitError, Want};
+use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
 
 /// Locks are spread over this many shards; a power of two, well above the worker threads of any
 /// machine we expect.
@@ -25,7 +25,16 @@ pub struct MemoryState {
     /// One table: a request may wait for any of several accounts.
     accounts: Arc<SlotTable>,
     bindings: Vec<Mutex<HashMap<(GroupId, u128), Binding>>>,
-    cool_downs: ArcSwap<HashMap<AccountId, CoolDown>>,
+    responses: Mutex<Responses>,
+    conditions: ArcSwap<Conditions>,
+    strikes: Mutex<HashMap<AccountId, Vec<DateTime<Utc>>>>,
+}
+
+/// Bindings of responses.
+#[derive(Default)]
+struct Responses {
+    known: HashMap<(GroupId, u128), (AccountId, DateTime<Utc>)>,
+    unsaved: Vec<ResponseBinding>,
 }
 
 #[derive(Clone, Copy)]
@@ -41,7 +50,9 @@ impl MemoryState {
             users: (0..SHARDS).map(|_| SlotTable::new()).collect(),
             accounts: SlotTable::new(),
             bindings: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            cool_downs: ArcSwap::default(),
+            responses: Mutex::default(),
+            conditions: ArcSwap::default(),
+            strikes: Mutex::default(),
         }
     }
 
@@ -69,7 +80,29 @@ impl LiveState for MemoryState {
         Ok(self.table(want.slot).try_lease(want))
     }
 
-    async fn lease_any(&self, wants: &[Want], max_waiting: u32) -> Result<Lease, WaitError> {
+    async fn lease_first(&self, wants: &[Want]) -> Result<Option<(usize, Lease)>, StateError> {
+        for (index, want) in wants.iter().enumerate() {
+            if let Some(lease) = self.table(want.slot).try_lease(*want) {
+                return Ok(Some((index, lease)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn ticket(&self, user: UserId) -> Ticket {
+        Ticket {
+            user,
+            round: 0,
+            number: 0,
+        }
+    }
+
+    async fn lease_any(
+        &self,
+        wants: &[Want],
+        _ticket: Ticket,
+        max_waiting: u32,
+    ) -> Result<Lease, WaitError> {
         let Some(first) = wants.first() else {
             return Err(WaitError::LineFull);
         };
@@ -143,31 +176,95 @@ impl LiveState for MemoryState {
         Ok(())
     }
 
-    async fn cool_down(&self, account: AccountId, cool_down: CoolDown) -> Result<(), StateError> {
-        self.cool_downs.rcu(|map| {
-            let mut map = HashMap::clone(map);
-            let entry = map.entry(account).or_insert_with(|| cool_down.clone());
-            if entry.until < cool_down.until {
-                *entry = cool_down.clone();
+    async fn remember_response(&self, binding: ResponseBinding) -> Result<(), StateError> {
+        let mut responses = self.responses.lock();
+        responses
+            .known
+            .insert((binding.group, binding.key), (binding.account, binding.at));
+        responses.unsaved.push(binding);
+        Ok(())
+    }
+
+    async fn response_account(
+        &self,
+        group: GroupId,
+        key: u128,
+        _now: DateTime<Utc>,
+    ) -> Result<Option<AccountId>, StateError> {
+        let responses = self.responses.lock();
+        Ok(responses.known.get(&(group, key)).map(|(id, _)| *id))
+    }
+
+    fn unsaved_responses(&self, max: usize) -> Vec<ResponseBinding> {
+        let mut responses = self.responses.lock();
+        let count = responses.unsaved.len().min(max);
+        responses.unsaved.drain(..count).collect()
+    }
+
+    async fn set_condition(
+        &self,
+        account: AccountId,
+        condition: Condition,
+    ) -> Result<(), StateError> {
+        self.conditions.rcu(|conditions| {
+            let mut conditions = Conditions::clone(conditions);
+            let list = conditions.0.entry(account).or_default();
+            match list.iter_mut().find(|c| c.same_place(&condition)) {
+                Some(there) if condition.outlasts(there) => *there = condition.clone(),
+                Some(_) => {}
+                None => list.push(condition.clone()),
             }
-            map
+            conditions
         });
         Ok(())
     }
 
-    async fn warm_up(&self, account: AccountId, before: DateTime<Utc>) -> Result<(), StateError> {
-        self.cool_downs.rcu(|map| {
-            let mut map = HashMap::clone(map);
-            if map.get(&account).is_some_and(|c| c.since < before) {
-                map.remove(&account);
+    async fn lift_conditions(
+        &self,
+        account: AccountId,
+        kind: Option<ConditionKind>,
+        before: DateTime<Utc>,
+    ) -> Result<(), StateError> {
+        if self.conditions.load().of(account).is_empty() {
+            return Ok(());
+        }
+        self.conditions.rcu(|conditions| {
+            let mut conditions = Conditions::clone(conditions);
+            if let Some(list) = conditions.0.get_mut(&account) {
+                list.retain(|c| kind.is_some_and(|k| k != c.kind) || c.since >= before);
+                if list.is_empty() {
+                    conditions.0.remove(&account);
+                }
             }
-            map
+            conditions
         });
         Ok(())
     }
 
-    fn cool_downs(&self) -> Arc<HashMap<AccountId, CoolDown>> {
-        self.cool_downs.load_full()
+    fn conditions(&self) -> Arc<Conditions> {
+        self.conditions.load_full()
+    }
+
+    async fn strike(
+        &self,
+        account: AccountId,
+        window: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<u32, StateError> {
+        let mut strikes = self.strikes.lock();
+        let list = strikes.entry(account).or_default();
+        list.retain(|at| *at + window > now);
+        list.push(now);
+        Ok(u32::try_from(list.len()).unwrap_or(u32::MAX))
+    }
+
+    async fn forgive(&self, account: AccountId) -> Result<(), StateError> {
+        self.strikes.lock().remove(&account);
+        Ok(())
+    }
+
+    async fn renew(&self, _now: DateTime<Utc>) -> Result<(), StateError> {
+        Ok(())
     }
 
     fn held(&self) -> (u64, u64) {
@@ -181,11 +278,15 @@ impl LiveState for MemoryState {
         for shard in &self.bindings {
             shard.lock().retain(|_, binding| binding.until > now);
         }
-        if self.cool_downs.load().values().any(|c| c.until <= now) {
-            self.cool_downs.rcu(|map| {
-                let mut map = HashMap::clone(map);
-                map.retain(|_, c| c.until > now);
-                map
+        let ended = |c: &Condition| !c.holds(now);
+        if self.conditions.load().0.values().flatten().any(ended) {
+            self.conditions.rcu(|conditions| {
+                let mut conditions = Conditions::clone(conditions);
+                conditions.0.retain(|_, list| {
+                    list.retain(|c| c.holds(now));
+                    !list.is_empty()
+                });
+                conditions
             });
         }
     }
@@ -224,28 +325,5 @@ mod tests {
         assert_eq!(state.sticky(GROUP, 7, ttl, at(1)).await.unwrap(), Some(ONE));
         state.unbind(GROUP, 7, ONE).await.unwrap();
         assert_eq!(state.sticky(GROUP, 7, ttl, at(1)).await.unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn the_longer_cool_down_stays_and_resume_lifts_only_older_ones() {
-        let state = MemoryState::new();
-        let cool = |since, until| CoolDown {
-            since: at(since),
-            until: at(until),
-            reason: "limited",
-        };
-        state.cool_down(ONE, cool(0, 60)).await.unwrap();
-        state.cool_down(ONE, cool(1, 30)).await.unwrap();
-        assert_eq!(state.cool_downs()[&ONE].until, at(60));
-        state.warm_up(ONE, at(0)).await.unwrap();
-        assert!(
-            state.cool_downs().contains_key(&ONE),
-            "begun at that moment"
-        );
-        state.warm_up(ONE, at(1)).await.unwrap();
-        assert!(!state.cool_downs().contains_key(&ONE));
-        state.cool_down(TWO, cool(0, 5)).await.unwrap();
-        state.sweep(at(5));
-        assert!(state.cool_downs().is_empty());
     }
 }

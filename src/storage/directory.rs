@@ -40,7 +40,13 @@ impl Store {
         let prices = price_overrides(&txn).await?;
         txn.rollback().await?;
         Ok(Directory::new(
-            version, groups, accounts, users, keys, prices,
+            version,
+            groups,
+            accounts,
+            users,
+            keys,
+            Vec::new(),
+            prices,
         ))
     }
 
@@ -139,6 +145,7 @@ async fn accounts(
                 schedulable: row.schedulable,
                 expires_at: optional_time(row.expires_at)?,
                 proxy: unseal_proxy(sealer, row.proxy_sealed.as_deref(), &row.name)?,
+                error_policy: Default::default(),
                 extra: from_json(&row.extra)?,
                 paused: row.paused,
                 resumed_at: optional_time(row.resumed_at)?,

@@ -189,6 +189,7 @@ fn record(request_id: &str, charge: &str) -> UsageRecord {
         reasoning_effort: some("high"),
         attempts: 3,
         account_switches: 2,
+        trail: vec![],
         duration_ms: 1234,
         first_token_ms: Some(321),
         usage_source: UsageSource::Reported,

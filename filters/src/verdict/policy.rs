@@ -1,0 +1,36 @@
+//! What an operator wants done about an account's upstream errors, as far as it differs from the
+//! rules (SPEC 7.5). Plain data: built from an account's options.
+
+/// How an account's upstream errors are taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorPolicy {
+    /// The account is itself a pool of others: its errors change nothing about it (unless custom
+    /// error codes are on), and 401, 403 and 429 are tried again on it first.
+    pub pool_mode: bool,
+    /// Tries again on the same account in pool mode, 0 to 10; see
+    /// [`ErrorPolicy::DEFAULT_POOL_RETRIES`].
+    pub pool_mode_retry_count: u32,
+    /// When custom error codes are on: the only statuses that mean anything for the account. Any
+    /// other is not failed over and reaches the client as "Upstream gateway error".
+    pub custom_error_codes: Option<Vec<u16>>,
+    /// First match wins; evaluated before the rules.
+    pub temp_unschedulable_rules: Vec<TempRule>,
+}
+
+impl ErrorPolicy {
+    /// Of `pool_mode_retry_count`, where it is not given (SPEC 7.2).
+    pub const DEFAULT_POOL_RETRIES: u32 = 3;
+}
+
+/// Takes the account out for a while when its upstream says something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TempRule {
+    /// The upstream's status.
+    pub error_code: u16,
+    /// Any of these in the body, in lower case; compared without regard to case.
+    pub keywords: Vec<String>,
+    /// For how long, minutes.
+    pub duration_minutes: u32,
+    /// For the operator, shown with the account; may be empty.
+    pub description: String,
+}
