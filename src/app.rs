@@ -43,7 +43,7 @@ use crate::proxy::metrics::ProxyMetrics;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::unpriced::UnpricedModels;
 use crate::proxy::{Gateway, Rooms};
-use crate::scheduler::Ranking;
+use crate::scheduler::Scheduler;
 use crate::state::memory::MemoryState;
 use crate::storage::{StorageError, Store};
 use lock::{DirectoryLock, LockError};
@@ -172,7 +172,8 @@ impl App {
             state: Arc::new(MemoryState::new()),
             bodies: BodyBudget::new(config.server.max_inflight_body_bytes),
             resolver: Resolver::default(),
-            ranking: Ranking::default(),
+            scheduler: Scheduler::new(),
+            changes: tokio::sync::watch::Sender::new(()),
             metrics: ProxyMetrics::new(&metrics),
             hasher: store.hasher().clone(),
             ids: RequestIds::new(random_u64()),

@@ -4,7 +4,9 @@
 pub mod access_log;
 pub mod answer;
 pub mod attempt;
+pub mod choice;
 pub mod contain;
+pub mod conditions;
 pub mod context;
 pub mod downstream;
 pub mod exchange;
@@ -41,7 +43,7 @@ use crate::billing::outbox::Outbox;
 use crate::config::Config;
 use crate::limits::bodies::BodyBudget;
 use crate::providers::resolve::Resolver;
-use crate::scheduler::Ranking;
+use crate::scheduler::Scheduler;
 use crate::state::{LiveState, ResponseBinding};
 use crate::storage::KeyHasher;
 use contain::{Panicked, contain};
@@ -67,8 +69,10 @@ pub struct Rooms {
     pub bodies: Arc<BodyBudget>,
     /// Names to addresses.
     pub resolver: Resolver,
-    /// Order among accounts.
-    pub ranking: Ranking,
+    /// Which account serves.
+    pub scheduler: Scheduler,
+    /// Told whenever `snapshot` is swapped.
+    pub changes: watch::Sender<()>,
     /// What is counted.
     pub metrics: ProxyMetrics,
     /// Client keys to hashes.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use http::HeaderValue;
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tollgate_filters::reply::ErrorReply;
 use tollgate_filters::route::Dialect;
+use tollgate_filters::verdict::Effect;
 
 use super::Rooms;
 use super::attempt::Attempt;
@@ -20,7 +21,7 @@ use super::exchange::{Exchange, Failure};
 use super::snapshot::Snapshot;
 use crate::auth::Principal;
 use crate::config::Config;
-use crate::domain::{Account, AccountId, ApiKey, Condition, UserId};
+use crate::domain::{Account, AccountId, ApiKey, AttemptTrace, UserId};
 use crate::state::{Lease, Ticket};
 
 /// Makes request ids: unique in time and across processes, without a system call each.
@@ -80,20 +81,48 @@ pub struct Tries {
     pub switches: u32,
     /// Accounts that failed this request.
     pub excluded: Vec<AccountId>,
-    /// How the last attempt failed.
-    pub last: Option<Failure>,
+    /// Which account failed last, and how.
+    pub last: Option<(Arc<Account>, Failure)>,
+    /// The account to be tried again, how often it has been, and the moment of the next try.
+    pub again: Option<RetryHere>,
+    /// The account that served the request.
+    pub served: Option<AccountId>,
+    /// Every attempt that has ended.
+    pub trail: Vec<AttemptTrace>,
     /// Tries again after a kept-alive connection turned out to be dead.
     pub stale_connections: u32,
-    /// Until when the request may wait for accounts, over all its waits.
-    pub wait_until: Option<Instant>,
+    /// Time spent waiting for accounts, over all attempts.
+    pub waited: Duration,
     /// The place in the waiting lines.
     pub ticket: Option<Ticket>,
     /// Slots of failed attempts, until their accounts' cool-downs are set.
     pub leases: Vec<Lease>,
-    /// Conditions that the next hook that can wait will set.
-    pub conditions: Vec<(AccountId, Condition)>,
+    /// What attempts mean for their accounts, until the next hook that can wait sets it.
+    pub effects: Vec<AccountEffect>,
     /// What the record says of the last attempt whose request was sent upstream.
     pub sent: Option<SentAttempt>,
+}
+
+/// What an attempt means for its account.
+#[derive(Clone, Debug)]
+pub struct AccountEffect {
+    /// The account.
+    pub account: Arc<Account>,
+    /// What the upstream's answer means for it.
+    pub effect: Effect,
+    /// The upstream's status, if it answered.
+    pub status: Option<u16>,
+}
+
+/// Tries again on one account.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryHere {
+    /// The account.
+    pub account: AccountId,
+    /// How often it has been tried again.
+    pub count: u32,
+    /// Whether the pause before the next try is still to come.
+    pub due: bool,
 }
 
 /// What stays of an attempt whose request was sent.
@@ -108,6 +137,30 @@ pub struct SentAttempt {
 }
 
 impl Tries {
+    /// The next try is on the same account.
+    pub fn retry_here(&mut self, account: AccountId) {
+        let count = self.retries_of(account);
+        self.again = Some(RetryHere {
+            account,
+            count: count + 1,
+            due: true,
+        });
+    }
+
+    /// The next try is on another account.
+    pub fn go_elsewhere(&mut self, failed: AccountId) {
+        self.excluded.push(failed);
+        self.again = None;
+        self.switches += 1;
+    }
+
+    /// How often `account` has been tried again in a row.
+    pub fn retries_of(&self, account: AccountId) -> u32 {
+        self.again
+            .filter(|again| again.account == account)
+            .map_or(0, |again| again.count)
+    }
+
     /// Remembers an attempt, if its request was sent.
     pub fn note(&mut self, attempt: &Attempt) {
         if attempt.sent {

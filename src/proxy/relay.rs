@@ -13,9 +13,11 @@ use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
 use tollgate_filters::usage::TokenUsage;
 use tollgate_filters::usage::openai::{ResponsesObserver, Seen, Terminal};
-use tollgate_filters::verdict::{self, Verdict};
+use tollgate_filters::verdict::{self, CredentialKind, Reading, Verdict};
 
+use super::exchange::Failure;
 use super::fold;
+use crate::domain::{Account, AccountType};
 
 /// Longest event a stream may hold. The reference allows 500 MiB; an image in an event is some 20.
 const EVENT_LIMIT: usize = 128 << 20;
@@ -304,7 +306,7 @@ pub struct StreamRelay {
     observer: ResponsesObserver,
     rewrite: Option<Rewrite>,
     view: View,
-    failed_first: Option<Verdict>,
+    failed_first: Option<Reading>,
     /// Set at the end: whether it came in the middle of a frame.
     finished: Option<MidFrame>,
 }
@@ -346,8 +348,8 @@ impl StreamRelay {
         held > PREAMBLE_LIMIT
     }
 
-    /// The verdict on a stream that began with a failure instead of output.
-    pub fn failed_before_output(&self) -> Option<&Verdict> {
+    /// The reading of a stream that began with a failure instead of output.
+    pub fn failed_before_output(&self) -> Option<&Reading> {
         self.failed_first.as_ref()
     }
 
@@ -373,7 +375,7 @@ impl StreamRelay {
             self.failed_first = Some(
                 self.observer
                     .failure()
-                    .map_or(Verdict::Failed, verdict::stream_failure),
+                    .map_or_else(verdict::transport_failure, verdict::stream_failure),
             );
         }
         *body = Some(match &mut self.rewrite {
@@ -590,17 +592,29 @@ impl Refusal {
         self.head.status.as_u16()
     }
 
-    /// Our reading of it.
-    pub fn verdict(&self, now: SystemTime) -> Verdict {
-        verdict::openai(self.status(), &self.headers, &self.body, now)
+    /// Our reading of it, at this account.
+    pub fn reading(&self, account: &Account, now: SystemTime) -> Reading {
+        verdict::openai(&verdict::Refusal {
+            status: self.status(),
+            headers: &self.headers,
+            body: &self.body,
+            now,
+            credential: credential_kind(account),
+            policy: &account.error_policy,
+        })
     }
 
-    /// What the client gets, if this is the end. The client's own mistakes reach it in the
-    /// provider's words (Change 12), where these are an error object of the dialect.
-    pub fn last_word(mut self, verdict: &Verdict) -> LastWord {
+    /// What the upstream said, as far as it is kept.
+    pub fn body(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.body)
+    }
+
+    /// What the client gets, if this is the end and no rule says otherwise. The client's own mistakes
+    /// reach it in the provider's words (Change 12), where these are an error object of the dialect.
+    pub fn last_word(mut self, failure: &Failure) -> LastWord {
         let status = self.status();
-        if !matches!(verdict, Verdict::ClientFault) {
-            return LastWord::Own(own_word(Some(status), verdict));
+        if !matches!(failure.reading.verdict, Verdict::ClientFault) {
+            return LastWord::Own(own_word(failure));
         }
         let body = self.body.split().freeze();
         if !self.headers.contains_key(header::CONTENT_ENCODING) && verdict::is_openai_error(&body) {
@@ -615,9 +629,21 @@ impl Refusal {
     }
 }
 
+/// What kind of credential the verdict is about.
+fn credential_kind(account: &Account) -> CredentialKind {
+    match account.account_type {
+        AccountType::ApiKey | AccountType::Upstream => CredentialKind::ApiKey,
+        AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
+    }
+}
+
 /// Our words for a final failure.
-pub fn own_word(status: Option<u16>, verdict: &Verdict) -> ErrorReply {
-    let reply = errors::exhausted(status);
+pub fn own_word(failure: &Failure) -> ErrorReply {
+    let verdict = &failure.reading.verdict;
+    if matches!(verdict, Verdict::Unlisted) {
+        return errors::upstream_gateway_error();
+    }
+    let reply = errors::exhausted(failure.status);
     match verdict {
         Verdict::Limited {
             retry_after: Some(wait),
