@@ -50,12 +50,17 @@ pub fn error_policy(options: &Map<String, Value>) -> (ErrorPolicy, Vec<String>) 
     let rules = reader.read(TEMP_UNSCHEDULABLE_RULES, rules);
     let codes_enabled = reader.flag(CUSTOM_ERROR_CODES_ENABLED);
     let rules_enabled = reader.flag(TEMP_UNSCHEDULABLE_ENABLED);
+    // With no status that means anything every error would be ours; that is hardly meant.
+    if codes_enabled && codes.as_ref().is_some_and(Vec::is_empty) {
+        let problem = format!("{CUSTOM_ERROR_CODES}: no status in it");
+        reader.problems.push(problem);
+    }
     let policy = ErrorPolicy {
         pool_mode: reader.flag(POOL_MODE),
         pool_mode_retry_count: reader
             .read(POOL_MODE_RETRY_COUNT, |v| within(v, &POOL_RETRIES))
             .unwrap_or(ErrorPolicy::DEFAULT_POOL_RETRIES),
-        custom_error_codes: codes.filter(|_| codes_enabled),
+        custom_error_codes: codes.filter(|codes| codes_enabled && !codes.is_empty()),
         temp_unschedulable_rules: rules.filter(|_| rules_enabled).unwrap_or_default(),
     };
     (policy, reader.problems)
@@ -86,14 +91,8 @@ impl<'a> Reader<'a> {
 }
 
 fn codes(value: &Value) -> Result<Vec<u16>, String> {
-    let codes = list(value)?
-        .iter()
-        .map(|code| within(code, &STATUSES))
-        .collect::<Result<Vec<u16>, String>>()?;
-    if codes.is_empty() {
-        return Err("no status in it".to_owned());
-    }
-    Ok(codes)
+    let codes = list(value)?.iter();
+    codes.map(|code| within(code, &STATUSES)).collect()
 }
 
 fn rules(value: &Value) -> Result<Vec<TempRule>, String> {
@@ -107,8 +106,8 @@ fn temp_rule(value: &Value) -> Result<TempRule, String> {
     let field = |name: &str| value.get(name).unwrap_or(&Value::Null);
     let keywords = list(field("keywords"))?
         .iter()
-        .map(|word| word.as_str().filter(|word| !word.is_empty()))
-        .map(|word| word.map(str::to_lowercase).ok_or("an empty keyword"))
+        .map(|word| text(word).filter(|word| !word.is_empty()))
+        .map(|word| word.map(|w| w.to_lowercase()).ok_or("an empty keyword"))
         .collect::<Result<Vec<String>, &str>>()?;
     if keywords.is_empty() {
         return Err("no keywords in it".to_owned());
@@ -119,8 +118,17 @@ fn temp_rule(value: &Value) -> Result<TempRule, String> {
         keywords,
         duration_minutes: within(field("duration_minutes"), &DURATION_MINUTES)
             .map_err(|problem| format!("duration_minutes: {problem}"))?,
-        description: field("description").as_str().unwrap_or_default().to_owned(),
+        description: text(field("description")).unwrap_or_default(),
     })
+}
+
+/// A text; YAML makes a number of `503`, which is meant as one.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 fn list(value: &Value) -> Result<&Vec<Value>, String> {
@@ -192,7 +200,11 @@ mod tests {
         }
         let (policy, _) = read(json!({"pool_mode_retry_count": 0}));
         assert_eq!(policy.pool_mode_retry_count, 0);
-        assert_eq!(read(json!({})), (nothing(), vec![]));
+        let empty =
+            json!({"custom_error_codes": [], "temp_unschedulable_rules": [], "pool_mode": null});
+        for options in [json!({}), empty] {
+            assert_eq!(read(options), (nothing(), vec![]));
+        }
     }
 
     #[test]
