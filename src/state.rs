@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 
+pub use crate::domain::ResponseBinding;
 use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
 
 /// What a unit of concurrency belongs to.
@@ -97,19 +98,6 @@ pub struct Ticket {
     pub round: u64,
     /// Order of arrival within the round.
     pub number: u64,
-}
-
-/// Which account made a response, for requests that go on from it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ResponseBinding {
-    /// Scope of the key.
-    pub group: GroupId,
-    /// See `tollgate_filters::affinity::response_key`.
-    pub key: u128,
-    /// The account.
-    pub account: AccountId,
-    /// When it was made or last used.
-    pub at: DateTime<Utc>,
 }
 
 /// The live state could not be reached.

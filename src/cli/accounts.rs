@@ -37,7 +37,7 @@ pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     match command {
         Command::Objects(command) => {
             let accounts = open::with_store(file, async |store| {
-                Ok(store.list_accounts(command.name()).await?)
+                Ok(store.list_accounts(command.name(), Utc::now()).await?)
             })?;
             let columns = [
                 "name",

@@ -4,6 +4,7 @@
 pub mod account;
 pub mod account_group;
 pub mod api_key;
+pub mod error_rule;
 pub mod group;
 pub mod price_override;
 pub mod usage_record;

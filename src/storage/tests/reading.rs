@@ -1,6 +1,7 @@
 //! What comes out: the directory, the views, records and totals.
 
 use sea_orm::Iterable;
+use serde_json::Value;
 
 use super::*;
 use crate::domain::{ApiKeyStatus, UserStatus};
@@ -16,6 +17,7 @@ async fn the_directory_holds_what_was_applied() {
     let directory = store.load_directory(Multiplier(2_000_000)).await.unwrap();
     assert_eq!(directory.version, 1);
     assert_eq!(directory.price_overrides, wanted.prices);
+    assert_eq!(directory.error_rules, wanted.error_passthrough_rules);
 
     let key = directory
         .key(&store.hasher().hash("tg-alice-0123456789abcdef"))
@@ -74,6 +76,8 @@ async fn the_directory_holds_what_was_applied() {
         (resource.expires_at, &resource.extra)
     );
     assert!(account.enabled && account.schedulable && !account.paused);
+    assert!(account.error_policy.pool_mode, "its options are read");
+    assert_eq!(account.error_policy.pool_mode_retry_count, 3);
 
     let balances = store.balances().await.unwrap();
     assert_eq!(
@@ -85,8 +89,11 @@ async fn the_directory_holds_what_was_applied() {
 #[tokio::test]
 async fn no_secret_is_in_the_files_or_the_views() {
     let (dir, store) = filled().await;
-    let mut shown = serde_json::to_string(&store.list_accounts(None).await.unwrap()).unwrap();
+    let mut shown =
+        serde_json::to_string(&store.list_accounts(None, at(0)).await.unwrap()).unwrap();
     shown += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
+    assert!(shown.contains("socks5://proxy:1080"));
+    let views = shown.len();
     store.close().await.unwrap();
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
@@ -96,13 +103,49 @@ async fn no_secret_is_in_the_files_or_the_views() {
     for hidden in [
         "sk-one",
         "p-1\"",
-        "socks5",
         "u:p@",
         "tg-alice-0",
         "a secret for tests",
     ] {
         assert!(!shown.contains(hidden), "{hidden}");
     }
+    assert!(!shown[views..].contains("socks5"), "a proxy is sealed");
+}
+
+#[tokio::test]
+async fn rules_come_in_the_order_in_which_they_are_asked() {
+    let (_dir, store) = filled().await;
+    let mut wanted = resources();
+    wanted.error_passthrough_rules = vec![
+        rule("z", -3),
+        rule("busy", 5),
+        rule("b", 0),
+        rule("a", 0),
+        rule("A", 5),
+    ];
+    apply(&store, &wanted).await;
+    let sorted = ["z", "a", "b", "A", "busy"];
+    let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+    let names: Vec<&str> = directory
+        .error_rules
+        .iter()
+        .map(|r| r.name.as_str())
+        .collect();
+    assert_eq!(names, sorted);
+    let listed = store.list_rules(None).await.unwrap();
+    let names: Vec<&str> = listed.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, sorted);
+    assert!(store.list_rules(Some("none")).await.unwrap().is_empty());
+    let shown = serde_json::to_value(&store.list_rules(Some("busy")).await.unwrap()[0]).unwrap();
+    let mut fields = serde_json::json!({
+        "name": "busy", "enabled": true, "priority": 5, "error_codes": [529, 503],
+        "keywords": ["Overloaded"], "match_mode": "all", "platforms": ["openai"],
+        "passthrough_code": false, "response_code": 503, "passthrough_body": false,
+        "custom_message": "Busy, please retry", "skip_monitoring": true,
+        "description": "for the operator",
+    });
+    fields["created_at"] = shown["created_at"].clone();
+    assert_eq!(shown, fields);
 }
 
 #[tokio::test]
@@ -113,11 +156,16 @@ async fn views_show_names_and_states() {
     assert_eq!(json["rate_multiplier"], "1.5");
     assert_eq!(json["fallback_group"], "spare");
     assert_eq!(json["accounts"], serde_json::json!(["one"]));
-    let account = &store.list_accounts(Some("one")).await.unwrap()[0];
+    let account = &store.list_accounts(Some("one"), at(0)).await.unwrap()[0];
     let json = serde_json::to_value(account).unwrap();
     assert_eq!(json["type"], "api_key");
     assert_eq!(json["base_url"], "https://api.example.com/v1");
     assert_eq!(json["credential_set"], true);
+    assert_eq!(json["proxy"], "socks5://proxy:1080");
+    assert_eq!(
+        (&json["status"], &json["until"]),
+        (&"active".into(), &Value::Null)
+    );
     assert_eq!(json["groups"], serde_json::json!(["main", "spare"]));
     let user = &store.list_users(Some("alice")).await.unwrap()[0];
     let json = serde_json::to_value(user).unwrap();
