@@ -11,7 +11,8 @@
 //!    priority, a sample first where a tier is large ([`candidates`]). Each stage is ordered by
 //!    [`rank`], slots are tried in that order, then comes the next stage.
 //! 4. [`Health::chosen`] is asked before an account is used, and told how the attempt went ([`health`],
-//!    [`circuit`]); [`retry`] says whether to stay.
+//!    [`circuit`]); [`effect`] says what a verdict leaves at the account, [`retry`]
+//!    whether to stay.
 //!
 //! [`decision::Decision`] is the record of it for the log and the metrics.
 
@@ -20,6 +21,7 @@ pub mod candidates;
 pub mod circuit;
 mod conditions;
 pub mod decision;
+pub mod effect;
 pub mod health;
 pub mod need;
 pub mod rank;

@@ -13,7 +13,9 @@ use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
 use tollgate_filters::usage::TokenUsage;
 use tollgate_filters::usage::openai::{ResponsesObserver, Seen, Terminal};
-use tollgate_filters::verdict::{self, Verdict};
+use tollgate_filters::verdict::{
+    self, Cooldowns, CredentialKind, ErrorPolicy, Judge, Shape, Verdict,
+};
 
 use super::fold;
 
@@ -370,11 +372,13 @@ impl StreamRelay {
             self.view.has_output = true;
         }
         if self.view.failed && !self.view.has_output && self.failed_first.is_none() {
-            self.failed_first = Some(
-                self.observer
-                    .failure()
-                    .map_or(Verdict::Failed, verdict::stream_failure),
-            );
+            let (policy, headers) = (ErrorPolicy::default(), HeaderMap::new());
+            let judged = |failure: &_| {
+                let now = SystemTime::now();
+                let reading = judge(&policy).stream_failure(failure, &headers, now);
+                reading.verdict
+            };
+            self.failed_first = Some(self.observer.failure().map_or(Verdict::Failed, judged));
         }
         *body = Some(match &mut self.rewrite {
             None => bytes,
@@ -592,7 +596,14 @@ impl Refusal {
 
     /// Our reading of it.
     pub fn verdict(&self, now: SystemTime) -> Verdict {
-        verdict::openai(self.status(), &self.headers, &self.body, now)
+        let policy = ErrorPolicy::default();
+        let refusal = verdict::Refusal {
+            status: self.status(),
+            headers: &self.headers,
+            body: &self.body,
+            now,
+        };
+        judge(&policy).refusal(&refusal).verdict
     }
 
     /// What the client gets, if this is the end. The client's own mistakes reach it in the
@@ -612,6 +623,16 @@ impl Refusal {
             return LastWord::Relay(self.head, body);
         }
         LastWord::Own(errors::client_fault(status, &body))
+    }
+}
+
+/// Judges by the table alone.
+fn judge(policy: &ErrorPolicy) -> Judge<'_> {
+    Judge {
+        shape: Shape::OpenAi,
+        credential: CredentialKind::ApiKey,
+        policy,
+        cooldowns: Cooldowns::default(),
     }
 }
 

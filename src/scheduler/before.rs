@@ -150,7 +150,7 @@ fn load_rate(account: &Account, load: Load) -> u64 {
 /// What a verdict on an attempt means for its account; `None` = nothing.
 pub fn condition_for(verdict: &Verdict, now: DateTime<Utc>) -> Option<Condition> {
     let (kind, length) = match verdict {
-        Verdict::Fine | Verdict::ClientFault => return None,
+        Verdict::Fine | Verdict::ClientFault | Verdict::Unlisted => return None,
         Verdict::BadCredential => (ConditionKind::TempUnschedulable, BAD_CREDENTIAL),
         Verdict::Limited { retry_after } => {
             let length = match retry_after {
