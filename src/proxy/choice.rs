@@ -18,7 +18,7 @@ use crate::auth::Principal;
 use crate::domain::{Account, AccountId, Conditions};
 use crate::scheduler::sticky::{sticky, waits};
 use crate::scheduler::{
-    Candidates, Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
+    Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
 };
 use crate::state::{Lease, Slot, StateError, Want};
 

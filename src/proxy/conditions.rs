@@ -3,11 +3,10 @@
 
 use chrono::Utc;
 use tollgate_filters::affinity;
-use tollgate_filters::verdict::Effect;
 
 use super::context::{AccountEffect, Context};
 use crate::domain::{AccountId, Condition, ConditionKind};
-use crate::scheduler::effect::condition_of;
+use crate::scheduler::effect::{Cause, condition_of, struck};
 use crate::state::ResponseBinding;
 
 /// Sets the conditions of accounts that have failed this request; only then do their slots go back,
@@ -35,20 +34,24 @@ async fn set_one(ctx: &Context, what: AccountEffect) {
         }
         return;
     }
-    let effect = match effect {
-        Effect::Strike(strike) => {
-            let window = chrono::TimeDelta::from_std(strike.window).unwrap_or_default();
-            match rooms.state.strike(id, window, now).await {
-                Ok(count) => strike.effect(count),
-                Err(error) => {
-                    log::warn!("account {:?}: a strike is not counted: {error}", account.name);
-                    strike.effect(1)
-                }
-            }
-        }
-        effect => effect,
+    let strikes = match struck(&effect) {
+        Some(window) => rooms.state.strike(id, window, now).await,
+        None => Ok(0),
     };
-    if let Some(condition) = condition_of(&effect, &model, status, now) {
+    let strikes = strikes.unwrap_or_else(|error| {
+        log::warn!(
+            "account {:?}: a strike is not counted: {error}",
+            account.name
+        );
+        1
+    });
+    let cause = Cause {
+        status,
+        model: &model.model,
+        strikes,
+        now,
+    };
+    if let Some(condition) = condition_of(effect, cause) {
         put(ctx, &account.name, id, account.platform.as_str(), condition).await;
     }
 }

@@ -18,6 +18,7 @@ use super::Rooms;
 use super::attempt::Attempt;
 use super::downstream::WayBack;
 use super::exchange::{Exchange, Failure};
+use super::failover::retry_pause;
 use super::snapshot::Snapshot;
 use crate::auth::Principal;
 use crate::config::Config;
@@ -44,6 +45,13 @@ impl RequestIds {
     pub fn next(&self) -> String {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         format!("req_{:016x}{count:08x}", self.process)
+    }
+
+    /// A number that differs from request to request, for choices left to chance.
+    pub fn entropy(&self) -> u64 {
+        // Multiplied by the golden ratio, neighbours are far apart.
+        let count = self.next.load(Ordering::Relaxed);
+        self.process ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
@@ -85,8 +93,12 @@ pub struct Tries {
     pub last: Option<(Arc<Account>, Failure)>,
     /// The account to be tried again, how often it has been, and the moment of the next try.
     pub again: Option<RetryHere>,
-    /// The account that served the request.
+    /// The account that served the request, and since when the attempt ran.
     pub served: Option<AccountId>,
+    /// When that attempt began.
+    pub served_since: DateTime<Utc>,
+    /// The account its conversation is bound to has been waited for.
+    pub waited_for_bound: bool,
     /// Every attempt that has ended.
     pub trail: Vec<AttemptTrace>,
     /// Tries again after a kept-alive connection turned out to be dead.
@@ -112,6 +124,10 @@ pub struct AccountEffect {
     pub effect: Effect,
     /// The upstream's status, if it answered.
     pub status: Option<u16>,
+    /// The model asked for.
+    pub model: Arc<Asked>,
+    /// There was no answer: nothing but the connection has failed.
+    pub transport: bool,
 }
 
 /// Tries again on one account.
@@ -121,8 +137,8 @@ pub struct RetryHere {
     pub account: AccountId,
     /// How often it has been tried again.
     pub count: u32,
-    /// Whether the pause before the next try is still to come.
-    pub due: bool,
+    /// The pause before the next try, while it is still to come.
+    pub pause: Option<Duration>,
 }
 
 /// What stays of an attempt whose request was sent.
@@ -138,12 +154,12 @@ pub struct SentAttempt {
 
 impl Tries {
     /// The next try is on the same account.
-    pub fn retry_here(&mut self, account: AccountId) {
-        let count = self.retries_of(account);
+    pub fn retry_here(&mut self, account: &Account) {
+        let count = self.retries_of(account.id);
         self.again = Some(RetryHere {
-            account,
+            account: account.id,
             count: count + 1,
-            due: true,
+            pause: retry_pause(account, count),
         });
     }
 
@@ -230,7 +246,7 @@ pub struct Context {
     /// The key that was presented, where it is known but was refused.
     pub refused_key: Option<Arc<ApiKey>>,
     /// What is asked.
-    pub asked: Option<Asked>,
+    pub asked: Option<Arc<Asked>>,
     /// Between client and upstream.
     pub exchange: Option<Arc<Mutex<Exchange>>>,
     /// How the real session comes back.

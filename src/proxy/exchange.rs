@@ -15,10 +15,10 @@ use pingora::{Error, ErrorType};
 use tollgate_filters::passthrough::Rules;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::route::Dialect;
-use tollgate_filters::verdict::{self, Reading};
+use tollgate_filters::verdict::{Effect, Reading, Verdict};
 
 use super::answer;
-use super::relay::{Answer, LastWord, Relay, RelayRequest};
+use super::relay::{Answer, LastWord, Relay, RelayRequest, judge};
 use crate::config::{GatewayConfig, OnClientDisconnect};
 use crate::domain::Account;
 use crate::limits::bodies::BodyHold;
@@ -98,15 +98,30 @@ pub struct Failure {
     pub reading: Reading,
     /// What the upstream said; empty where it said nothing.
     pub body: Bytes,
+    /// There was no answer, or it broke off: the way to the account may be at fault.
+    pub is_transport: bool,
 }
 
 impl Failure {
-    /// A failure without an answer, or with one that cannot be used.
+    /// No answer, or one that cannot be used.
+    pub fn transport() -> Failure {
+        Failure {
+            is_transport: true,
+            ..Failure::of(Reading {
+                verdict: Verdict::Failed,
+                effect: Effect::Failing,
+                retry_same: false,
+            })
+        }
+    }
+
+    /// A failure that is told within an answer.
     pub fn of(reading: Reading) -> Failure {
         Failure {
             status: None,
             reading,
             body: Bytes::new(),
+            is_transport: false,
         }
     }
 }
@@ -484,11 +499,12 @@ impl Exchange {
         let Some(judged) = self.judged.clone() else {
             return self.write_reply(&errors::upstream_failed());
         };
-        let reading = refusal.reading(&judged.account, SystemTime::now());
+        let reading = refusal.reading(&judge(&judged.account), SystemTime::now());
         let failure = Failure {
             status: Some(refusal.status()),
             reading,
             body: refusal.body(),
+            is_transport: false,
         };
         let again = self.goes_again(&failure.reading);
         self.failure = Some(failure.clone());
@@ -538,8 +554,11 @@ impl Exchange {
         };
         if self.reply != Reply::Released {
             stream.held.append(&mut tasks);
+            let judged = self.judged.as_ref();
             let (failed_first, has_output, is_full) = (
-                stream.failed_before_output().cloned(),
+                judged.and_then(|judged| {
+                    stream.failed_before_output(&judge(&judged.account), SystemTime::now())
+                }),
                 stream.has_output(),
                 stream.is_full(),
             );
@@ -555,7 +574,7 @@ impl Exchange {
                     return Judgement::Fail(error);
                 }
                 if end {
-                    self.failure = Some(Failure::of(verdict::transport_failure()));
+                    self.failure = Some(Failure::transport());
                     return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
                 }
                 if !is_full {
@@ -599,7 +618,7 @@ impl Exchange {
             return self.write_reply(&errors::upstream_response_too_large());
         }
         let Some((head, body)) = collected.take_answer(&mut self.answer) else {
-            self.failure = Some(Failure::of(verdict::transport_failure()));
+            self.failure = Some(Failure::transport());
             return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
         };
         let tasks = match head {

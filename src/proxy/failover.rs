@@ -1,22 +1,21 @@
 //! After a failed attempt: again, and where? Or what is the last word?
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType};
 use tollgate_filters::reply::{ErrorReply, errors};
-use tollgate_filters::verdict::{self, Effect, Verdict};
+use tollgate_filters::verdict::{Effect, Verdict};
 
 use super::attempt::Attempt;
 use super::context::{AccountEffect, Context};
 use super::exchange::{Failure, Reply, ending};
 use super::relay::own_word;
 use crate::domain::{Account, AttemptTrace};
-
-/// Tries again on the same account after a kept-alive connection turned out to be dead. The pool
-/// may hold more than one such connection.
-const STALE_RETRIES: u32 = 2;
+use crate::scheduler::retry::{Failed, Tried, same_account};
+use crate::scheduler::{Outcome, Pool};
 
 /// A bounded label for an error of Pingora's.
 pub fn label(error: &Error) -> &'static str {
@@ -45,7 +44,7 @@ enum End {
 }
 
 fn classify(ctx: &Context, error: &Error) -> End {
-    let failed = || End::Account(Failure::of(verdict::transport_failure()));
+    let failed = || End::Account(Failure::transport());
     if let Some(exchange) = &ctx.exchange
         && let Some(failure) = exchange.lock().failure.clone()
     {
@@ -74,29 +73,31 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
     ctx.tries.note(&attempt);
     let ended = EndedAttempt::of(&attempt);
     let (reused, target) = (attempt.reused, attempt.target.clone());
+    let judged = attempt.judged.clone();
     let address = attempt.address.ip();
     // Held until the account's condition is set: whoever waits for the slot should not get it first.
     ctx.tries.leases.push(attempt.lease);
     let Some(exchange) = ctx.exchange.clone() else {
         return false;
     };
-    let (released, gone, header_seen, judged) = {
+    let (released, gone, header_seen) = {
         let exchange = exchange.lock();
         (
             matches!(exchange.reply, Reply::Released | Reply::Done),
             exchange.is_client_gone(),
             exchange.answer.header_at.is_some(),
-            exchange.judged.clone(),
         )
     };
     ctx.cut |= released;
     match end {
         End::Client => {
             exchange.lock().client_left(Instant::now());
+            ctx.rooms.scheduler.health().said_nothing(ended.account.id);
             count_attempt(ctx, &ended, "client_gone", None);
             false
         }
         End::Own => {
+            ctx.rooms.scheduler.health().said_nothing(ended.account.id);
             count_attempt(ctx, &ended, "internal", None);
             false
         }
@@ -115,23 +116,34 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
                 && reused
                 && !header_seen
                 && matches!(reason, "reset" | "protocol")
-                && ctx.tries.stale_connections < STALE_RETRIES;
+                && same_account(
+                    &ended.account.error_policy,
+                    Failed::Stale,
+                    Tried {
+                        stale: ctx.tries.stale_connections,
+                        on_account: 0,
+                    },
+                )
+                .is_some();
             if stale && !released && !gone {
                 ctx.tries.stale_connections += 1;
                 count_attempt(ctx, &ended, "stale_connection", None);
                 exchange.lock().end_attempt();
                 return true;
             }
-            let again = match judged {
-                _ if released || gone => Again::No,
-                Some(judged) if failure.reading.retry_same && judged.may_retry => Again::Here,
-                Some(judged) if judged.may_fail_over => Again::Elsewhere,
-                _ => Again::No,
+            let again = if released || gone {
+                Again::No
+            } else if failure.reading.retry_same && judged.may_retry {
+                Again::Here
+            } else if judged.may_fail_over && failure.reading.verdict.fails_over() {
+                Again::Elsewhere
+            } else {
+                Again::No
             };
             account_failed(ctx, &ended, failure, reason);
             match again {
                 Again::No => return false,
-                Again::Here => ctx.tries.retry_here(ended.account.id),
+                Again::Here => ctx.tries.retry_here(&ended.account),
                 Again::Elsewhere => ctx.tries.go_elsewhere(ended.account.id),
             }
             exchange.lock().end_attempt();
@@ -148,6 +160,16 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
     }
 }
 
+/// How long to wait before an account that has been tried again `retries` times is so once more;
+/// `None` = it is not.
+pub fn retry_pause(account: &Account, retries: u32) -> Option<Duration> {
+    let tried = Tried {
+        stale: 0,
+        on_account: retries,
+    };
+    same_account(&account.error_policy, Failed::RetryableHere, tried)
+}
+
 /// Where a request goes after a failed attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
@@ -160,6 +182,8 @@ enum Again {
 pub struct EndedAttempt {
     /// The account.
     pub account: Arc<Account>,
+    /// Among which it was chosen.
+    pub pool: Pool,
     /// When it began.
     pub started: Instant,
 }
@@ -169,6 +193,7 @@ impl EndedAttempt {
     pub fn of(attempt: &Attempt) -> EndedAttempt {
         EndedAttempt {
             account: attempt.account.clone(),
+            pool: attempt.pool.clone(),
             started: attempt.started,
         }
     }
@@ -178,8 +203,9 @@ impl EndedAttempt {
 /// account is set by the next hook that can wait.
 pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure, reason: &str) {
     count_attempt(ctx, ended, reason, failure.status);
-    let rooms = ctx.rooms.clone();
-    rooms.scheduler.health().failed(ended.account.id);
+    ended
+        .pool
+        .report(ended.account.id, Outcome::Failed, Utc::now());
     log::info!(
         target: "tollgate::failover",
         "request.id" = ctx.id.as_str(),
@@ -188,11 +214,15 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
         "status" = failure.status.unwrap_or(0);
         "account failed"
     );
-    ctx.tries.effects.push(AccountEffect {
-        account: ended.account.clone(),
-        effect: failure.reading.effect.clone(),
-        status: failure.status,
-    });
+    if let Some(asked) = &ctx.asked {
+        ctx.tries.effects.push(AccountEffect {
+            account: ended.account.clone(),
+            effect: failure.reading.effect.clone(),
+            status: failure.status,
+            model: asked.clone(),
+            transport: failure.is_transport,
+        });
+    }
     ctx.tries.last = Some((ended.account.clone(), failure));
 }
 
@@ -227,11 +257,13 @@ pub fn judge_answered(ctx: &mut Context) {
         && complete
     {
         let first_token = first_token.map(|at| at.saturating_duration_since(attempt.started));
-        ctx.rooms
-            .scheduler
-            .health()
-            .succeeded(attempt.account.id, first_token);
-        ctx.tries.served = Some(attempt.account.id);
+        let id = attempt.account.id;
+        attempt
+            .pool
+            .report(id, Outcome::Served { first_token }, Utc::now());
+        ctx.rooms.scheduler.health().succeeded(id, attempt.began);
+        ctx.tries.served = Some(id);
+        ctx.tries.served_since = attempt.began;
     }
 }
 

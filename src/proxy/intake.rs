@@ -271,9 +271,10 @@ async fn read_request(
         ctx.id_header(),
         asked.stream,
         Limits::new(&ctx.config.gateway),
+        ctx.snapshot.rules.clone(),
         body,
     );
-    ctx.asked = Some(asked);
+    ctx.asked = Some(Arc::new(asked));
     Ok(Arc::new(Mutex::new(exchange)))
 }
 

@@ -97,7 +97,7 @@ impl ProxyMetrics {
             ),
             choices: m.counters(
                 "scheduler_choices_total",
-                "Accounts chosen for an attempt, by platform and layer (previous_response, session, load, retry, wait).",
+                "Accounts chosen for an attempt, by platform and layer (previous_response, session, again = the same account, load).",
                 &["platform", "layer"],
             ),
             sticky: m.counters(

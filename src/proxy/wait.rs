@@ -96,7 +96,15 @@ pub async fn in_line(
     };
     let ping_interval = ctx.config.concurrency.ping_interval;
     let id = ctx.id_header();
-    let waited = wait_for(session, exchange, &id, ping_interval, wait.deadline, granted).await;
+    let waited = wait_for(
+        session,
+        exchange,
+        &id,
+        ping_interval,
+        wait.deadline,
+        granted,
+    )
+    .await;
     ctx.tries.waited += began.elapsed();
     let (end, result) = match waited {
         // It goes on waiting, or will find out why not.
