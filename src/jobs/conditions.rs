@@ -20,8 +20,8 @@ use crate::storage::{ConditionChanges, StorageError, Store};
 const INTERVAL: Duration = Duration::from_millis(250);
 /// Bindings in one transaction: enough to share its cost, few enough to let others write.
 const BATCH: usize = 1_000;
-/// Bindings kept. Some 40 MB of the database when full, index included.
-const MAX_RESPONSES: u32 = 500_000;
+/// Bindings kept: as many as the live state holds. Some 16 MB of the database when full.
+const MAX_RESPONSES: u32 = 200_000;
 /// How long a binding is kept after its last use: OpenAI keeps stored responses for 30 days.
 const RESPONSE_LIFE: TimeDelta = TimeDelta::days(30);
 /// Between removals of bindings beyond these bounds.

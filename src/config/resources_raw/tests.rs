@@ -3,7 +3,7 @@
 use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::*;
-use crate::domain::account::options::error_policy;
+use crate::domain::account::options::{ALL, error_policy};
 use crate::domain::price::Price;
 use crate::domain::{AccountType, Platform};
 
@@ -49,14 +49,19 @@ fn the_example_is_right_and_warns_of_nothing() {
             resources.accounts.len(),
             resources.users.len(),
             resources.api_keys.len(),
+            resources.error_passthrough_rules.len(),
             resources.prices.len(),
         ),
-        (1, 2, 1, 1, 1)
+        (1, 2, 1, 1, 1, 1)
     );
     assert_eq!(
         resources.accounts[0].credentials.api_key.expose(),
         "sk-example"
     );
+    // "Values shown are the defaults": all options that have a meaning are shown.
+    let options = &resources.accounts[0].extra;
+    assert_eq!(error_policy(options), error_policy(&Default::default()));
+    assert_eq!(options.len(), ALL.len());
 }
 
 #[test]
