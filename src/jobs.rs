@@ -1,5 +1,6 @@
 //! Background jobs: one file each, run as Pingora background services.
 
+pub mod conditions;
 pub mod follow;
 pub mod listening;
 pub mod metrics;

@@ -95,7 +95,8 @@ impl Store {
     }
 
     /// Takes accounts out of scheduling, or puts them back: then what began before `now` to keep
-    /// them from being chosen (errors, limits, cool-downs) is void, and so are strikes. Returns the names it was done to, in order.
+    /// them from being chosen (errors, limits, cool-downs) is void, and so are strikes. Returns the
+    /// names it was done to, in order.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] with every name that does not exist; then nothing was done.

@@ -3,7 +3,7 @@
 use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::*;
-use crate::domain::account::options::error_policy;
+use crate::domain::account::options::{ALL, error_policy};
 use crate::domain::price::Price;
 use crate::domain::{AccountType, Platform};
 
@@ -49,14 +49,19 @@ fn the_example_is_right_and_warns_of_nothing() {
             resources.accounts.len(),
             resources.users.len(),
             resources.api_keys.len(),
+            resources.error_passthrough_rules.len(),
             resources.prices.len(),
         ),
-        (1, 2, 1, 1, 1)
+        (1, 2, 1, 1, 1, 1)
     );
     assert_eq!(
         resources.accounts[0].credentials.api_key.expose(),
         "sk-example"
     );
+    // "Values shown are the defaults": all options that have a meaning are shown.
+    let options = &resources.accounts[0].extra;
+    assert_eq!(error_policy(options), error_policy(&Default::default()));
+    assert_eq!(options.len(), ALL.len());
 }
 
 #[test]
@@ -75,6 +80,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(account.rate_multiplier, Multiplier::ONE);
     assert!(account.schedulable && account.enabled && account.groups.is_empty());
     assert_eq!((account.load_factor, account.expires_at), (None, None));
+    assert_eq!(account.proxy, None);
     assert!(account.model_mapping.is_empty() && account.credentials.base_url.is_none());
     let user = &resources.users[0];
     assert_eq!(
@@ -94,6 +100,7 @@ fn everything_written_is_read() {
          - name: 4711\n  platform: openai\n  credentials: {api_key: '${PROVIDER_KEY}', base_url: 'http://[::1]:9/v1/'}\n\
         \x20 groups: [g, h]\n  concurrency: 0\n  priority: -1\n  model_mapping: {'gpt-*': gpt-5, o3: o3}\n\
         \x20 rate_multiplier: '2'\n  load_factor: 3\n  schedulable: false\n  expires_at: 2027-01-01T02:00:00+02:00\n\
+        \x20 proxy: socks5h://u:p@h\n\
          ---\n# nothing\n---\n\
          users:\n- {name: u, balance: 1234567.123456789, concurrency: 1, group_multipliers: {g: 0.1}}\n\
          api_keys:\n- {name: k, key: tg-0123456789abcdef, user: u, group: g, quota: 5, ip_allow: [10.0.0.0/8], ip_deny: ['::1']}\n\
@@ -122,6 +129,8 @@ fn everything_written_is_read() {
     assert_eq!(account.model_mapping.lookup("gpt-4o"), Some("gpt-5"));
     assert_eq!(account.rate_multiplier, Multiplier(2_000_000));
     assert!(!account.schedulable);
+    let proxy = account.proxy.as_ref().unwrap();
+    assert_eq!(proxy.expose(), "socks5h://u:p@h");
     assert_eq!(
         account.expires_at.unwrap().to_rfc3339(),
         "2027-01-01T00:00:00+00:00"
@@ -306,7 +315,13 @@ fn every_mistake_is_named() {
         (account("model_mapping: {'': c}"), "an empty model name"),
         (account("model_mapping: {a: ''}"), "model_mapping.a: not a usable name"),
         (account("model_mapping: [a]"), "model_mapping: not a map"),
-        (account("proxy: 'socks5://u:hunter2@h:1'"), "proxy: egress proxies are not supported by this version; expected null"),
+        (account("proxy: 'socks4://u:hunter2@h:1'"), "proxy: is none of http://, https://, socks5:// and socks5h://; expected http://, https:// or socks5:// and [user:password@]host[:port]"),
+        (account("proxy: 'hunter2@h:1'"), "proxy: is none of http://"),
+        (account("proxy: 'http://u:hunter2@h:0'"), "proxy: has a port that is none"),
+        (account("proxy: 'http://u:hunter2@'"), "proxy: has no usable host"),
+        (account("proxy: 'http://u:hunter2@h/x'"), "proxy: has a path, query or fragment"),
+        (account("proxy: 'http://u:hunter2%@h'"), "proxy: has a user or password that cannot be sent"),
+        (account("proxy: [http://u:hunter2@h]"), "proxy: not a text"),
         (account("extra: [a]"), "extra: not a map"),
         // Options of accounts.
         (account("extra: {pool_mode: 1}"), "extra.pool_mode: not a flag, found `1`"),

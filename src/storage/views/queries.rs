@@ -9,8 +9,9 @@ use sea_orm::{
 
 use super::{AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView};
 use crate::domain::account::Intent;
+use crate::domain::egress::EgressProxy;
 use crate::domain::{
-    AccountId, AccountStatus, ApiKeyStatus, Condition, ModelMapping, Money, Multiplier,
+    AccountId, AccountStatus, ApiKeyStatus, Condition, ModelMapping, Money, Multiplier, Secret,
 };
 use crate::storage::conditions;
 use crate::storage::convert::{
@@ -114,7 +115,7 @@ impl Store {
                     resumed_at,
                     expires_at: intent.expires_at,
                     proxy_set: proxy.is_some(),
-                    proxy: proxy.map(|url| proxy_address(url.expose())),
+                    proxy: proxy.map(|address| proxy_shown(&address)),
                     extra: from_json(&row.extra)?,
                     created_at: time(row.created_at)?,
                     name: row.name,
@@ -326,16 +327,10 @@ fn without_userinfo(url: &str) -> String {
     format!("{scheme}://{host}{tail}")
 }
 
-/// An egress proxy without user name and password. It has no path, so all before the last `@` goes,
-/// whatever characters a password is made of.
-fn proxy_address(url: &str) -> String {
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-            format!("{scheme}://{host}")
-        }
-        None => String::new(),
-    }
+/// An egress proxy without user name and password.
+fn proxy_shown(address: &Secret) -> String {
+    EgressProxy::parse(address.expose())
+        .map_or_else(|_| "(not readable)".to_owned(), |proxy| proxy.to_string())
 }
 
 #[cfg(test)]
@@ -357,12 +352,12 @@ mod tests {
             assert_eq!(without_userinfo(url), shown);
         }
         for (url, shown) in [
-            ("socks5://proxy:1080", "socks5://proxy:1080"),
-            ("http://u:p@proxy:80", "http://proxy:80"),
-            ("http://u:p/w@x@[::1]:80", "http://[::1]:80"),
-            ("u:p", ""),
+            ("socks5h://proxy", "socks5://proxy:1080"),
+            ("http://u:p@proxy", "http://proxy:80"),
+            ("http://u:p/w@x@h:80", "(not readable)"),
+            ("u:p", "(not readable)"),
         ] {
-            assert_eq!(proxy_address(url), shown);
+            assert_eq!(proxy_shown(&Secret::new(url)), shown);
         }
     }
 }
