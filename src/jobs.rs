@@ -2,6 +2,7 @@
 
 pub mod conditions;
 pub mod follow;
+pub mod heartbeat;
 pub mod listening;
 pub mod metrics;
 pub mod reload;
