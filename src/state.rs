@@ -237,6 +237,9 @@ pub trait LiveState: Send + Sync + 'static {
         now: DateTime<Utc>,
     ) -> Result<u32, StateError>;
 
+    /// The strikes of all accounts, oldest first, for whoever keeps them beyond this process.
+    fn strikes(&self) -> Vec<(AccountId, DateTime<Utc>)>;
+
     /// A success: forgets the strikes.
     async fn forgive(&self, account: AccountId) -> Result<(), StateError>;
 

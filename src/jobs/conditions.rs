@@ -1,5 +1,5 @@
-//! Keeps what live state has to remember beyond a restart: the accounts' conditions, and which
-//! account made which response. Written behind the requests' backs, a moment later.
+//! Keeps what live state has to remember beyond a restart: the accounts' conditions and strikes, and
+//! which account made which response. Written behind the requests' backs, a moment later.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ const BATCH: usize = 1_000;
 const MAX_RESPONSES: u32 = 200_000;
 /// How long a binding is kept after its last use: OpenAI keeps stored responses for 30 days.
 const RESPONSE_LIFE: TimeDelta = TimeDelta::days(30);
+/// Strikes are brought back for this long: a day is far beyond the window of any rule.
+const STRIKE_LIFE: TimeDelta = TimeDelta::days(1);
 /// Between removals of bindings beyond these bounds.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
 /// Between tries of [`Keeper::flush`].
@@ -53,6 +55,8 @@ pub struct Keeper {
 struct Progress {
     /// What the store holds; `None` = has to be read there, since a write may or may not have been.
     saved: Option<Arc<Conditions>>,
+    /// The strikes that the store holds; `None` as above.
+    strikes: Option<Vec<(AccountId, DateTime<Utc>)>>,
     /// Taken from the live state and not yet written.
     unwritten: Vec<ResponseBinding>,
     /// When bindings were last pruned.
@@ -64,8 +68,8 @@ struct Progress {
 impl Keeper {
     /// Brings back into `state` what `store` remembers, and returns who keeps it from now on: to be
     /// called before the first request. Not brought back are conditions that have ended by `now`,
-    /// that are older than what `directory` says about their account's last `accounts resume`, or
-    /// whose account there is no more.
+    /// and conditions and strikes that are older than what `directory` says about their account's
+    /// last `accounts resume`, or whose account there is no more.
     ///
     /// # Errors
     /// [`RestoreError`] when the store cannot be read.
@@ -78,22 +82,26 @@ impl Keeper {
     ) -> Result<Keeper, RestoreError> {
         let conditions = store.load_conditions().await?;
         for (account, condition) in &conditions {
-            if still_counts(*account, condition, directory, now) {
+            if condition.holds(now) && still_counts(*account, condition.since, directory) {
                 state.set_condition(*account, condition.clone()).await?;
+            }
+        }
+        let strikes = store.load_strikes().await?;
+        for (account, at) in &strikes {
+            if now - *at < STRIKE_LIFE && still_counts(*account, *at, directory) {
+                state.strike(*account, STRIKE_LIFE, *at).await?;
             }
         }
         let responses = store
             .load_responses(MAX_RESPONSES, now - RESPONSE_LIFE)
             .await?;
-        // Oldest first: if there is room for a part of them only, the newest stay.
-        for binding in responses.iter().rev() {
-            state.remember_response(*binding).await?;
-        }
+        state.restore_responses(responses);
         Ok(Keeper {
             store,
             state,
             progress: Arc::new(Mutex::new(Progress {
                 saved: Some(Arc::new(picture(conditions))),
+                strikes: Some(strikes),
                 unwritten: Vec::new(),
                 pruned: Instant::now(),
                 failing: false,
@@ -110,8 +118,12 @@ impl Keeper {
         if conditions.is_err() {
             progress.saved = None;
         }
+        let strikes = self.save_strikes(&mut progress).await;
+        if strikes.is_err() {
+            progress.strikes = None;
+        }
         let responses = self.save_responses(&mut progress).await;
-        match conditions.and(responses) {
+        match conditions.and(strikes).and(responses) {
             Ok(()) => {
                 progress.failing = false;
                 true
@@ -141,6 +153,15 @@ impl Keeper {
         self.store.save_conditions(&changes).await?;
         self.metrics.conditions_written.inc_by(changes.len() as u64);
         progress.saved = Some(current);
+        Ok(())
+    }
+
+    async fn save_strikes(&self, progress: &mut Progress) -> Result<(), StorageError> {
+        let current = self.state.strikes();
+        if progress.strikes.as_ref() != Some(&current) {
+            self.store.save_strikes(&current).await?;
+            progress.strikes = Some(current);
+        }
         Ok(())
     }
 
@@ -193,17 +214,11 @@ impl Keeper {
     }
 }
 
-fn still_counts(
-    account: AccountId,
-    condition: &Condition,
-    directory: &Directory,
-    now: DateTime<Utc>,
-) -> bool {
-    let lifted = |at: DateTime<Utc>| condition.since < at;
-    condition.holds(now)
-        && directory
-            .account(account)
-            .is_some_and(|account| !account.resumed_at.is_some_and(lifted))
+/// Whether what began at `since` has not been lifted by an operator.
+fn still_counts(account: AccountId, since: DateTime<Utc>, directory: &Directory) -> bool {
+    directory
+        .account(account)
+        .is_some_and(|account| account.resumed_at.is_none_or(|resumed| since >= resumed))
 }
 
 fn picture(rows: Vec<(AccountId, Condition)>) -> Conditions {
@@ -359,7 +374,7 @@ mod tests {
     async fn a_condition_from_before_the_last_resume_is_not_brought_back() {
         let (_dir, store) = filled().await;
         store.set_paused(Names::All, false, at(10)).await.unwrap();
-        // Written late by a server that had not seen it yet; and one of an account that is unknown.
+        // Written late by a server that had not seen it yet.
         let late = ConditionChanges {
             set: vec![
                 (ONE, condition(ConditionKind::Error, 9, None)),
@@ -368,15 +383,35 @@ mod tests {
             gone: vec![],
         };
         store.save_conditions(&late).await.unwrap();
+        let strikes = [(ONE, at(9)), (ONE, at(10)), (TWO, at(19))];
+        store.save_strikes(&strikes).await.unwrap();
         let (state, _) = started(&store, at(20)).await;
         assert_eq!(kinds(&state, ONE), []);
         assert_eq!(kinds(&state, TWO), [ConditionKind::Error]);
-        assert!(!still_counts(
-            AccountId(9),
-            &late.set[1].1,
-            &store.load_directory(Multiplier::ONE).await.unwrap(),
-            at(20)
-        ));
+        assert_eq!(state.strikes(), strikes[1..]);
+        let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+        assert!(!still_counts(AccountId(9), at(20), &directory));
+    }
+
+    #[tokio::test]
+    async fn strikes_survive_a_restart_for_a_day() {
+        let (_dir, store) = filled().await;
+        let (state, keeper) = started(&store, at(0)).await;
+        let window = TimeDelta::minutes(180);
+        for second in [1, 2] {
+            state.strike(ONE, window, at(second)).await.unwrap();
+        }
+        state.strike(TWO, window, at(3)).await.unwrap();
+        assert!(keeper.save().await);
+        let (state, keeper) = started(&store, at(10)).await;
+        assert_eq!(state.strikes(), [(ONE, at(1)), (ONE, at(2)), (TWO, at(3))]);
+        assert_eq!(state.strike(ONE, window, at(11)).await.unwrap(), 3);
+        state.forgive(TWO).await.unwrap();
+        assert!(keeper.save().await);
+        let (state, keeper) = started(&store, at(2) + STRIKE_LIFE).await;
+        assert_eq!(state.strikes(), [(ONE, at(11))]);
+        assert!(keeper.save().await);
+        assert_eq!(store.load_strikes().await.unwrap(), [(ONE, at(11))]);
     }
 
     #[tokio::test]
@@ -394,7 +429,9 @@ mod tests {
         assert_eq!(found.len() as i64, count);
 
         // Those that are older than a binding's life stay behind.
-        let (state, _) = started(&store, at(1) + RESPONSE_LIFE).await;
+        let (state, keeper) = started(&store, at(1) + RESPONSE_LIFE).await;
+        assert!(keeper.save().await);
+        assert_eq!(keeper.metrics.responses_written.get(), 0, "saved already");
         for (key, want) in [(0, None), (1, Some(ONE)), (2000, Some(ONE)), (2001, None)] {
             let got = state.response_account(GroupId(1), key, at(count)).await;
             assert_eq!(got.unwrap(), want, "{key}");

@@ -128,6 +128,18 @@ impl Strikes {
         u32::try_from(within.count()).unwrap_or(u32::MAX)
     }
 
+    /// All of them, oldest first.
+    pub(super) fn all(&self) -> Vec<(AccountId, DateTime<Utc>)> {
+        let strikes = self.0.lock();
+        let each = |(account, of): (&AccountId, &StrikesOf)| {
+            let account = *account;
+            of.at.clone().into_iter().map(move |at| (account, at))
+        };
+        let mut all: Vec<_> = strikes.iter().flat_map(each).collect();
+        all.sort_by_key(|(account, at)| (*at, *account));
+        all
+    }
+
     /// Forgets those of an account from before `before` (`None` = all).
     pub(super) fn forgive(&self, account: AccountId, before: Option<DateTime<Utc>>) {
         let mut strikes = self.0.lock();
@@ -280,6 +292,9 @@ mod tests {
         // A shorter window in between forgets nothing of a longer one.
         assert_eq!(strikes.add(ONE, TimeDelta::seconds(1), at(45)), 1);
         assert_eq!(strikes.add(ONE, window, at(45)), 3);
+        strikes.add(TWO, window, at(40));
+        let all = [(ONE, at(40)), (TWO, at(40)), (ONE, at(45)), (ONE, at(45))];
+        assert_eq!(strikes.all(), all);
         strikes.forgive(ONE, Some(at(45)));
         assert_eq!(strikes.add(ONE, window, at(46)), 3, "two of 45, one of 46");
         strikes.forgive(ONE, None);

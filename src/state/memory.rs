@@ -256,6 +256,10 @@ impl LiveState for MemoryState {
         Ok(self.shared.strikes.add(account, window, now))
     }
 
+    fn strikes(&self) -> Vec<(AccountId, DateTime<Utc>)> {
+        self.shared.strikes.all()
+    }
+
     async fn forgive(&self, account: AccountId) -> Result<(), StateError> {
         self.shared.strikes.forgive(account, None);
         Ok(())
