@@ -28,6 +28,8 @@ pub mod rank;
 pub mod retry;
 pub mod roster;
 pub mod sticky;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;

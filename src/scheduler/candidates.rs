@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use super::NoAccount;
 use super::conditions::{Held, Standing};
 use super::health::Circuit;
-use super::rank::{Contender, Ranked, Rng, Seed, load_rate, rank};
+use super::rank::{Contender, Ranked, Seed, Xorshift, load_rate, rank};
 use super::roster::{Member, Pool};
 use crate::config::SchedulingWeights;
 use crate::domain::{AccountId, Conditions};
@@ -38,6 +38,9 @@ pub struct Request<'r> {
     pub excluded: &'r [AccountId],
     /// Of the conversation, else of chance.
     pub seed: Seed,
+    /// The choice will be bound to a conversation: accounts that lose theirs for being slow or failing
+    /// come behind the others of their tier.
+    pub binds: bool,
     /// Candidates kept for the weighted choice (`scheduling.top_k`).
     pub top_k: usize,
     /// The time of the choice.
@@ -203,6 +206,7 @@ impl Stage<'_> {
                 waiting: load.waiting,
                 errors: member.vitals.error_rate(request.now),
                 first_token_ms: member.vitals.first_token_ms(request.now),
+                behind: request.binds && !member.vitals.keeps_sessions(request.now),
             }
         });
         rank(contenders, weights, request.top_k, request.seed)
@@ -373,7 +377,7 @@ impl<'p> Candidates<'p> {
     /// Some of a tier, evenly spread: one out of each of `count` equal parts. `None` when most of
     /// them do not fit, so that it is no good sample.
     fn sample(&mut self, members: &[u32], count: usize) -> Option<Stage<'p>> {
-        let mut rng = Rng::new(self.request.seed);
+        let mut rng = Xorshift::new(self.request.seed);
         let mut fit_ones = Vec::with_capacity(count);
         let mut given = Vec::with_capacity(count);
         for part in 0..count {

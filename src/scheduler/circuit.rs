@@ -141,13 +141,15 @@ impl Breaker {
         }
     }
 
-    pub(super) fn succeeded(&self, began: DateTime<Utc>) {
+    /// Whether there was something to forget.
+    pub(super) fn succeeded(&self, began: DateTime<Utc>) -> bool {
         let last_error_ms = self.last_error_ms.load(Ordering::Relaxed);
         // An answer to a request that was under way when connections began to fail proves nothing.
         if last_error_ms == 0 || began.timestamp_millis() < last_error_ms {
-            return;
+            return false;
         }
         self.close();
+        true
     }
 
     /// An operator says that the account works again.
@@ -164,5 +166,111 @@ impl Breaker {
         self.last_error_ms.store(0, Ordering::Relaxed);
         self.open_until_ms.store(0, Ordering::Relaxed);
         self.probe_until_ms.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap()
+    }
+
+    enum Step {
+        /// A transport error, and for how many seconds the account is behind the others.
+        Fails(i64),
+        /// An answer to an attempt that began at that second.
+        Succeeds(i64),
+        /// Somebody would use it; whether that is right.
+        Chosen(bool),
+        SaysNothing,
+        Resumed(i64),
+    }
+
+    #[test]
+    fn stories() {
+        use Circuit::*;
+        use Step::*;
+        #[rustfmt::skip]
+        let stories: Vec<(&str, Vec<(i64, Step, Circuit)>)> = vec![
+            ("three in a row open it, for twice as long each time", vec![
+                (0, Fails(5), Closed), (5, Fails(5), Closed), (10, Fails(5), Open),
+                (14, Chosen(true), Open),
+                (15, Chosen(true), Probing), (15, Chosen(false), Probing), (16, Fails(10), Open),
+                (26, Chosen(true), Probing), (26, Fails(20), Open),
+                (46, Fails(40), Open), (86, Fails(60), Open), (146, Fails(60), Open), (206, Fails(60), Open),
+            ]),
+            ("an answer closes it and all is forgotten", vec![
+                (0, Fails(5), Closed), (0, Fails(5), Closed), (0, Fails(5), Open),
+                (5, Chosen(true), Probing), (6, Succeeds(5), Closed), (6, Chosen(true), Closed), (6, Chosen(true), Closed),
+                (7, Fails(5), Closed), (7, Fails(5), Closed), (7, Fails(5), Open),
+            ]),
+            ("an answer between errors begins the count again", vec![
+                (0, Fails(5), Closed), (0, Fails(5), Closed), (1, Succeeds(1), Closed), (1, Fails(5), Closed), (1, Fails(5), Closed), (1, Fails(5), Open),
+            ]),
+            ("an answer to an older attempt proves nothing", vec![
+                (0, Fails(5), Closed), (0, Fails(5), Closed), (1, Succeeds(-1), Closed), (1, Fails(5), Open), (2, Succeeds(0), Open), (2, Succeeds(1), Closed),
+            ]),
+            ("errors far apart do not count together", vec![
+                (0, Fails(5), Closed), (29, Fails(5), Closed), (30, Fails(5), Closed), (31, Fails(5), Closed), (59, Fails(5), Open),
+            ]),
+            ("errors of requests that were under way count once", vec![
+                (0, Fails(5), Closed), (0, Fails(5), Closed), (0, Fails(5), Open), (1, Fails(4), Open), (4, Fails(1), Open),
+                (5, Fails(10), Open),
+            ]),
+            ("a try that says nothing lets the next one try", vec![
+                (0, Fails(5), Closed), (0, Fails(5), Closed), (0, Fails(5), Open),
+                (5, Chosen(true), Probing), (6, SaysNothing, HalfOpen), (6, Chosen(true), Probing),
+                (65, Chosen(false), Probing), (66, Chosen(true), Probing),
+            ]),
+            ("an operator closes it", vec![
+                (0, Fails(5), Closed), (0, Fails(5), Closed), (0, Fails(5), Open),
+                (1, Resumed(0), Open), (1, Resumed(1), Closed), (1, Fails(5), Closed),
+            ]),
+        ];
+        for (what, steps) in stories {
+            let breaker = Breaker::default();
+            for (number, (second, step, after)) in steps.into_iter().enumerate() {
+                let what = format!("{what}: step {number}");
+                match step {
+                    Fails(seconds) => {
+                        let condition = breaker.failed(at(second));
+                        let expected = (
+                            ConditionKind::Failing,
+                            at(second),
+                            Some(at(second + seconds)),
+                        );
+                        let got = (condition.kind, condition.since, condition.until);
+                        assert_eq!(got, expected, "{what}");
+                        assert!(condition.model.is_none(), "{what}");
+                    }
+                    Succeeds(began) => drop(breaker.succeeded(at(began))),
+                    Chosen(expected) => assert_eq!(breaker.chosen(at(second)), expected, "{what}"),
+                    SaysNothing => breaker.said_nothing(),
+                    Resumed(when) => breaker.resumed(at(when)),
+                }
+                assert_eq!(breaker.circuit(at(second)), after, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_of_many_tries() {
+        let breaker = Breaker::default();
+        for _ in 0..3 {
+            breaker.failed(at(0));
+        }
+        let granted = std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| breaker.chosen(at(5))))
+                .collect();
+            tries
+                .into_iter()
+                .map(|t| t.join().unwrap())
+                .filter(|won| *won)
+                .count()
+        });
+        assert_eq!(granted, 1);
     }
 }

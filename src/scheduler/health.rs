@@ -226,16 +226,18 @@ impl Health {
         self.of(id).map(|vitals| vitals.breaker.failed(now))
     }
 
-    /// The account has answered an attempt that began at `began`: its connections work.
-    pub fn succeeded(&self, id: AccountId, began: DateTime<Utc>) {
-        if let Some(vitals) = self.of.load().get(&id) {
-            vitals.breaker.succeeded(began);
-        }
+    /// The account has answered an attempt that began at `began`: its connections work. `true` when
+    /// they had failed before, so that a condition `Failing` it may have is to be lifted.
+    pub fn succeeded(&self, id: AccountId, began: DateTime<Utc>) -> bool {
+        let known = self.of.load();
+        known
+            .get(&id)
+            .is_some_and(|vitals| vitals.breaker.succeeded(began))
     }
 
-    /// An account is about to be used. `false` when another request has just begun to try whether it
-    /// works again: choose another, except in a stage of last resort. To be asked once for each
-    /// attempt.
+    /// An account is about to be used; to be asked once for each attempt. `false` when another request
+    /// has just begun to try whether it works again: choose another, without unbinding the
+    /// conversation. In a stage of last resort the answer does not matter.
     pub fn chosen(&self, id: AccountId, now: DateTime<Utc>) -> bool {
         let known = self.of.load();
         known
@@ -249,5 +251,94 @@ impl Health {
         if let Some(vitals) = self.of.load().get(&id) {
             vitals.breaker.said_nothing();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap()
+    }
+
+    fn served(ms: u64) -> Outcome {
+        Outcome::Served {
+            first_token: Some(Duration::from_millis(ms)),
+        }
+    }
+
+    fn near(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-4
+    }
+
+    #[test]
+    fn failures_move_the_average_by_a_fifth_and_fade() {
+        let vitals = Vitals::default();
+        assert_eq!(vitals.error_rate(at(0)), 0.0);
+        let nothing = Outcome::Served { first_token: None };
+        for (outcome, expected) in [
+            (Outcome::Failed, 0.2),
+            (nothing, 0.16),
+            (served(0), 0.128),
+            (Outcome::Failed, 0.3024),
+        ] {
+            vitals.report(outcome, None, at(0));
+            let got = vitals.error_rate(at(0));
+            assert!(near(got, expected), "{got} {expected}");
+        }
+        for (second, expected) in [(-5, 0.3024), (120, 0.1512), (240, 0.0756), (1_000_000, 0.0)] {
+            let got = vitals.error_rate(at(second));
+            assert!(near(got, expected), "{got} {expected} at {second} s");
+        }
+        vitals.report(Outcome::Failed, None, at(120));
+        assert!(near(vitals.error_rate(at(120)), 0.1512 * 0.8 + 0.2));
+        assert_eq!(vitals.first_token_ms(at(0)), None);
+    }
+
+    #[test]
+    fn four_failures_in_a_row_lose_the_sessions() {
+        let vitals = Vitals::default();
+        let keeps: Vec<bool> = (0..5)
+            .map(|_| {
+                vitals.report(Outcome::Failed, None, at(0));
+                vitals.keeps_sessions(at(0))
+            })
+            .collect();
+        assert_eq!(keeps, [true, true, true, false, false]);
+        vitals.report(served(1), None, at(0));
+        assert!(!vitals.keeps_sessions(at(0)));
+        vitals.report(served(1), None, at(0));
+        assert!(vitals.keeps_sessions(at(0)));
+    }
+
+    #[test]
+    fn first_tokens_have_an_average_that_is_forgotten() {
+        let vitals = Vitals::default();
+        for (ms, second, expected) in [
+            (500, 0, 500.0),
+            (1_500, 1, 700.0),
+            (0, 2, 700.0),
+            (700, 600, 700.0),
+            (100, 1_201, 100.0),
+        ] {
+            vitals.report(served(ms), None, at(second));
+            let got = vitals.first_token_ms(at(second)).unwrap();
+            assert!(near(got, expected), "{got} {expected}");
+        }
+        assert!(vitals.first_token_ms(at(1_801)).is_some());
+        assert!(vitals.first_token_ms(at(1_802)).is_none());
+    }
+
+    #[test]
+    fn reports_of_many_threads_are_all_counted() {
+        let vitals = Vitals::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope
+                    .spawn(|| (0..1_000).for_each(|_| vitals.report(Outcome::Failed, None, at(0))));
+            }
+        });
+        assert!(near(vitals.error_rate(at(0)), 1.0));
     }
 }
