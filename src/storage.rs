@@ -10,11 +10,12 @@
 //! | how does it come to hold what the operator wrote? | `apply.rs`, `operate.rs` |
 //! | what does the server read? | `directory.rs` |
 //! | what of the live state outlives a restart? | `conditions.rs`, `responses.rs` |
-//! | how does a request become a record and a charge? | `settle.rs`, `ledger.rs` |
+//! | how does a request become a record and a charge? | `settle.rs`, `context.rs`, `ledger.rs` |
 //! | what does the command line show? | `usage.rs`, `views.rs` |
 
 mod apply;
 mod conditions;
+mod context;
 mod convert;
 mod directory;
 mod entities;
@@ -64,6 +65,7 @@ struct Inner {
     pools: open::Pools,
     hasher: KeyHasher,
     sealer: Sealer,
+    contexts: parking_lot::Mutex<context::KnownContexts>,
 }
 
 impl Store {
@@ -79,6 +81,7 @@ impl Store {
                 pools: open::open(data_dir, secret).await?,
                 hasher: KeyHasher::new(secret),
                 sealer: Sealer::new(secret),
+                contexts: Default::default(),
             }),
         })
     }

@@ -229,6 +229,7 @@ impl View {
             model: &asked.model,
             excluded,
             seed: self.seed,
+            binds: asked.sticky_key.is_some(),
             top_k: ctx.config.scheduling.top_k,
             now: self.now,
         }

@@ -166,7 +166,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 
 /// A record of alice's (the first user's) with every optional field filled in and no two counts
 /// the same, so that a column in the wrong place shows.
-fn record(request_id: &str, charge: &str) -> UsageRecord {
+pub(super) fn record(request_id: &str, charge: &str) -> UsageRecord {
     let some = |text: &str| Some(text.to_owned());
     UsageRecord {
         request_id: request_id.to_owned(),

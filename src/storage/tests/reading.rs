@@ -1,11 +1,10 @@
 //! What comes out: the directory, the views, records and totals.
 
-use sea_orm::Iterable;
+use sea_orm::ConnectionTrait;
 use serde_json::Value;
 
 use super::*;
-use crate::domain::{ApiKeyStatus, UserStatus};
-use crate::storage::entities::usage_record;
+use crate::domain::{ApiKeyStatus, AttemptTrace, UserStatus};
 use crate::storage::{StorageError, UsageBy, UsageFilter};
 
 #[tokio::test]
@@ -198,7 +197,25 @@ async fn views_show_names_and_states() {
 #[tokio::test]
 async fn a_record_has_exactly_the_published_fields_in_order() {
     let (_dir, store) = filled().await;
-    store.settle(&[record("r-1", "0.125")]).await.unwrap();
+    let mut tried_twice = record("r-1", "0.125");
+    tried_twice.trail = vec![
+        AttemptTrace {
+            account: "two".to_owned(),
+            result: "overloaded".to_owned(),
+            status: Some(529),
+            duration_ms: 12,
+        },
+        AttemptTrace {
+            account: "one".to_owned(),
+            result: "answered".to_owned(),
+            status: None,
+            duration_ms: 900,
+        },
+    ];
+    store
+        .settle(&[tried_twice, record("r-2", "0")])
+        .await
+        .unwrap();
     let filter = UsageFilter {
         since: at(0),
         user: None,
@@ -217,15 +234,96 @@ async fn a_record_has_exactly_the_published_fields_in_order() {
         r#""cache_read_tokens":16,"image_output_tokens":17,"image_count":18,"cost":"0.25","#,
         r#""charge":"0.125","rate_multiplier":"0.5","billing_type":"balance","#,
         r#""service_tier":"priority","reasoning_effort":"high","attempts":3,"account_switches":2,"#,
+        r#""attempt_trail":[{"account":"two","result":"overloaded","status":529,"duration_ms":12},"#,
+        r#"{"account":"one","result":"answered","status":null,"duration_ms":900}],"#,
         r#""duration_ms":1234,"first_token_ms":321,"usage_source":"reported","#,
         r#""client_disconnected":false,"ip":"10.0.0.7","user_agent":"openai-python"}"#,
     );
     assert_eq!(text, expected);
-    assert_eq!(
-        usage_record::Column::iter().count(),
-        46,
-        "a column nobody shows"
+    assert!(
+        serde_json::to_string(&records[1])
+            .unwrap()
+            .contains(r#""attempt_trail":[],"#)
     );
+}
+
+#[tokio::test]
+async fn old_records_are_carried_over_and_so_is_what_an_older_program_still_writes() {
+    let old_row = |id: &str, user: &str, charge: &str| {
+        format!(
+            "INSERT INTO usage_records VALUES (NULL, '{id}', 'client-1', 'upstream-1', \
+             1790000000123, 1, '{user}', 1, 'alice-laptop', 1, 'main', 'spare', 1, 'one', 'openai', \
+             '/v1/responses', '/responses', 'gpt-4o', 'gpt-5', 'gpt-5-2026', 'gpt-4o→gpt-5', 1, 200, \
+             'ok', 11, 12, 13, 14, 15, 16, 17, 18, 250000000, {charge}, 500000, 'balance', 'priority', \
+             'high', 3, 2, 1234, 321, 'reported', 0, '10.0.0.7', 'openai-\"python\"') \
+             ON CONFLICT (request_id) DO NOTHING RETURNING request_id"
+        )
+    };
+    let (dir, store) = filled().await;
+    let writer = &store.inner.pools.writer;
+    // Back to the schema before this step, with two records of that time.
+    for sql in [
+        "DROP TRIGGER usage_records_carried_over",
+        "DROP VIEW usage_records_in_context",
+        "DROP TABLE usage_entries",
+        "DROP TABLE usage_contexts",
+        "DELETE FROM seaql_migrations WHERE version LIKE '%usage_entries'",
+        &old_row("r-1", "alice", "125000000"),
+        &old_row("r-2", "alice", "2"),
+    ] {
+        writer.execute_unprepared(sql).await.unwrap();
+    }
+    store.close().await.unwrap();
+
+    let store = open(&dir).await;
+    let writer = &store.inner.pools.writer;
+    for sql in [old_row("r-3", "anna", "3"), old_row("r-3", "anna", "3")] {
+        writer.execute_unprepared(&sql).await.unwrap();
+    }
+    // A request that both programs write counts once.
+    let mut again = record("r-3", "1");
+    again.user_agent = Some("openai-\"python\"".to_owned());
+    let settled = store.settle(&[again.clone()]).await.unwrap();
+    assert_eq!(
+        (settled.inserted, settled.balances[0].1),
+        (0, Money::from_usd(10))
+    );
+    again.request_id = "r-4".to_owned();
+    store.settle(&[again]).await.unwrap();
+
+    let filter = UsageFilter {
+        since: at(0),
+        user: Some("alice".to_owned()),
+    };
+    let found = store.usage_records(&filter, None, 10).await.unwrap();
+    let summary: Vec<(&str, &str, Money)> = found
+        .iter()
+        .map(|r| (r.request_id.as_str(), r.user.as_str(), r.charge))
+        .collect();
+    assert_eq!(
+        summary,
+        [
+            ("r-1", "alice", Money(125_000_000)),
+            ("r-2", "alice", Money(2)),
+            ("r-3", "anna", Money(3)),
+            ("r-4", "alice", Money::from_usd(1)),
+        ]
+    );
+    // Old and new rows say the same, field by field, and share their context.
+    let fields = |index: usize| {
+        let mut json = serde_json::to_value(&found[index]).unwrap();
+        for own in ["request_id", "charge"] {
+            json.as_object_mut().unwrap().remove(own);
+        }
+        json
+    };
+    assert_eq!(fields(0), fields(3));
+    let contexts = "SELECT COUNT(*) FROM usage_contexts";
+    let row = writer
+        .query_one_raw(crate::storage::rows::statement(contexts, vec![]))
+        .await;
+    let contexts: i64 = row.unwrap().unwrap().try_get_by_index(0).unwrap();
+    assert_eq!(contexts, 2, "alice's and anna's");
 }
 
 #[tokio::test]
