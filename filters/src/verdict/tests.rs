@@ -20,7 +20,9 @@ const fn minutes(minutes: u64) -> Duration {
     s(minutes * 60)
 }
 
-fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+type Pairs<'a> = &'a [(&'static str, &'a str)];
+
+fn headers(pairs: Pairs<'_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in pairs {
         headers.append(*name, HeaderValue::from_str(value).unwrap());
@@ -341,7 +343,6 @@ fn the_texts_of_a_400() {
 #[test]
 fn how_long_openai_limits() {
     use LimitSource::*;
-    type Pairs<'a> = &'a [(&'static str, &'a str)];
     const P_USED: &str = "x-codex-primary-used-percent";
     const P_MIN: &str = "x-codex-primary-window-minutes";
     const P_RESET: &str = "x-codex-primary-reset-after-seconds";
@@ -473,7 +474,7 @@ fn how_long_anthropic_limits() {
     let (h1, d3, ms) = (at(3_600), at(259_200), ((NOW_S + 60) * 1_000).to_string());
     let (h1, d3, ms, past) = (&*h1, &*d3, &*ms, &*(NOW_S - 1).to_string());
     #[rustfmt::skip]
-    let rows: &[(&[(&'static str, &str)], Option<(u64, LimitSource)>)] = &[
+    let rows: &[(Pairs<'_>, Option<(u64, LimitSource)>)] = &[
         // Used up: by the threshold or by use, the long window first.
         (&[(RESET5, h1), (USED5, "1.0"), (RESET7, d3), (USED7, "0.4")], Some((3_600, AnthropicFiveHours))),
         (&[(RESET5, h1), (USED5, "0.4"), (RESET7, d3), (USED7, "1")], Some((259_200, AnthropicSevenDays))),
