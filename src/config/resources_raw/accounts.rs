@@ -10,7 +10,9 @@ use crate::config::field::{Field, Table};
 use crate::config::keys::nearest;
 use crate::config::resources::AccountResource;
 use crate::config::secrets::secret;
-use crate::domain::{AccountType, Credentials, ModelMapping, Multiplier, Platform, Secret};
+use crate::domain::{
+    AccountType, Credentials, EgressProxy, ModelMapping, Multiplier, Platform, Secret,
+};
 
 const KEYS: &[&str] = &[
     "name",
@@ -106,13 +108,6 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
     if platform.is_some_and(|p| p != Platform::OpenAi) || account_type != AccountType::ApiKey {
         item.warn("this version sends requests only through openai accounts of type api_key");
     }
-    if let Some(proxy) = table.given("proxy") {
-        // Kept and ignored, the account would connect directly: the one thing a proxy is to prevent.
-        proxy.secretly().bad(
-            "egress proxies are not supported by this version",
-            "null; an account that needs a proxy has to wait",
-        );
-    }
     Some(AccountResource {
         enabled: table.or("enabled", true, Field::flag),
         account_type,
@@ -135,7 +130,7 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
         }),
         schedulable: table.or("schedulable", true, Field::flag),
         expires_at: table.or_null("expires_at", Field::time),
-        proxy: None,
+        proxy: table.or_null("proxy", proxy),
         extra: table.or("extra", Map::new(), extra),
         // What stands in for a bad name or platform is never seen: a mistake was noted.
         name: name.unwrap_or_default(),
@@ -231,6 +226,18 @@ fn base_url(field: &Field<'_>) -> Option<String> {
         // Paths are put behind it.
         None => Some(text.trim_end_matches('/').to_string()),
     }
+}
+
+/// An egress proxy. Names are resolved by it, whether `socks5` or `socks5h` is written.
+fn proxy(field: &Field<'_>) -> Option<Secret> {
+    const EXPECTED: &str = "http://, https:// or socks5:// and [user:password@]host[:port]";
+    let field = field.clone().secretly();
+    let address = secret(&field, EXPECTED)?;
+    // What it says repeats nothing of the address, which may hold a password.
+    EgressProxy::parse(address.expose())
+        .map_err(|problem| field.bad(problem.to_string(), EXPECTED))
+        .ok()?;
+    Some(address)
 }
 
 fn mapping(field: &Field<'_>) -> Option<ModelMapping> {

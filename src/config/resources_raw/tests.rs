@@ -206,7 +206,7 @@ fn every_mistake_is_named() {
         (account("model_mapping: {'': c}"), "an empty model name"),
         (account("model_mapping: {a: ''}"), "model_mapping.a: not a usable name"),
         (account("model_mapping: [a]"), "model_mapping: not a map"),
-        (account("proxy: 'socks5://u:hunter2@h:1'"), "proxy: egress proxies are not supported by this version; expected null"),
+        (account("proxy: 'socks4://u:hunter2@h:1'"), "proxy: is none of http://, https://, socks5:// and socks5h://; expected http://, https:// or socks5:// and [user:password@]host[:port]"),
         (account("extra: [a]"), "extra: not a map"),
         // Users and keys.
         ("users: [{name: u, balance: -1}]".into(), "balance: must not be negative"),
