@@ -258,3 +258,5 @@ impl Judge<'_> {
         }
     }
 }
+#[cfg(test)]
+mod tests;

@@ -12,19 +12,27 @@ pub enum Layer {
     PreviousResponse,
     /// The account that the conversation is bound to.
     Session,
+    /// The account that is tried again.
+    Again,
     /// Load, errors and speed.
     Load,
 }
 
 impl Layer {
     /// All of them.
-    pub const ALL: [Layer; 3] = [Layer::PreviousResponse, Layer::Session, Layer::Load];
+    pub const ALL: [Layer; 4] = [
+        Layer::PreviousResponse,
+        Layer::Session,
+        Layer::Again,
+        Layer::Load,
+    ];
 
     /// The name in logs and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             Layer::PreviousResponse => "previous_response",
             Layer::Session => "session",
+            Layer::Again => "again",
             Layer::Load => "load",
         }
     }
@@ -94,6 +102,6 @@ mod tests {
              top_k=7 skew=12.3 took_us=2"
         );
         let names = Layer::ALL.map(Layer::as_str);
-        assert_eq!(names, ["previous_response", "session", "load"]);
+        assert_eq!(names, ["previous_response", "session", "again", "load"]);
     }
 }

@@ -148,7 +148,7 @@ impl Judge<'_> {
             }
         };
         let retry_after = known.map(|(lasts, _)| lasts);
-        let lasts = known.or_else(|| match self.shape {
+        let lasts = known.or(match self.shape {
             Shape::OpenAi => Some((self.cooldowns.limited, LimitSource::Setting)),
             // Without any information Anthropic's 429 is no real limit.
             Shape::Anthropic => None,

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::groups::platform;
+use super::options::extra;
 use super::{Names, count, multiplier, unique_name};
 use crate::config::field::{Field, Table};
-use crate::config::keys::nearest;
 use crate::config::resources::AccountResource;
 use crate::config::secrets::secret;
+use crate::domain::egress::EgressProxy;
 use crate::domain::{AccountType, Credentials, ModelMapping, Multiplier, Platform, Secret};
 
 const KEYS: &[&str] = &[
@@ -52,39 +53,6 @@ const CREDENTIAL_KEYS: &[&str] = &[
     "chatgpt_account_id",
     "chatgpt_user_id",
 ];
-/// Options of accounts that the specification names. None of them has an effect in this version.
-const LATER_OPTIONS: &[&str] = &[
-    "pool_mode",
-    "pool_mode_retry_count",
-    "custom_error_codes_enabled",
-    "custom_error_codes",
-    "temp_unschedulable_enabled",
-    "temp_unschedulable_rules",
-    "intercept_warmup_requests",
-    "user_agent",
-    "default_instructions",
-    "mixed_scheduling",
-    "base_rpm",
-    "rpm_strategy",
-    "rpm_sticky_buffer",
-    "max_sessions",
-    "session_idle_timeout_minutes",
-    "window_cost_limit",
-    "window_cost_sticky_reserve",
-    "user_msg_queue_mode",
-    "quota_limit",
-    "quota_daily_limit",
-    "quota_weekly_limit",
-    "quota_reset_timezone",
-    "codex_cli_only",
-    "openai_passthrough",
-    "anthropic_passthrough",
-    "cache_ttl_override_enabled",
-    "cache_ttl_override_target",
-    "allow_overages",
-    "privacy_mode",
-];
-
 /// A few requests at once are what an ordinary provider tier takes.
 const DEFAULT_CONCURRENCY: u32 = 10;
 /// The middle: others can be put before and behind it.
@@ -105,13 +73,6 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
     });
     if platform.is_some_and(|p| p != Platform::OpenAi) || account_type != AccountType::ApiKey {
         item.warn("this version sends requests only through openai accounts of type api_key");
-    }
-    if let Some(proxy) = table.given("proxy") {
-        // Kept and ignored, the account would connect directly: the one thing a proxy is to prevent.
-        proxy.secretly().bad(
-            "egress proxies are not supported by this version",
-            "null; an account that needs a proxy has to wait",
-        );
     }
     Some(AccountResource {
         enabled: table.or("enabled", true, Field::flag),
@@ -135,7 +96,7 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
         }),
         schedulable: table.or("schedulable", true, Field::flag),
         expires_at: table.or_null("expires_at", Field::time),
-        proxy: None,
+        proxy: table.or_null("proxy", proxy),
         extra: table.or("extra", Map::new(), extra),
         // What stands in for a bad name or platform is never seen: a mistake was noted.
         name: name.unwrap_or_default(),
@@ -233,6 +194,18 @@ fn base_url(field: &Field<'_>) -> Option<String> {
     }
 }
 
+/// An egress proxy. Names are resolved by it, whether `socks5` or `socks5h` is written.
+fn proxy(field: &Field<'_>) -> Option<Secret> {
+    const EXPECTED: &str = "http://, https:// or socks5:// and [user:password@]host[:port]";
+    let field = field.clone().secretly();
+    let address = secret(&field, EXPECTED)?;
+    // What it says repeats nothing of the address, which may hold a password.
+    EgressProxy::parse(address.expose())
+        .map_err(|problem| field.bad(problem.to_string(), EXPECTED))
+        .ok()?;
+    Some(address)
+}
+
 fn mapping(field: &Field<'_>) -> Option<ModelMapping> {
     let mut pairs = BTreeMap::new();
     for (pattern, target) in field.pairs("model names to model names")? {
@@ -258,19 +231,4 @@ pub(super) fn check_pattern(pattern: &str, field: &Field<'_>) {
             "`*` only at its end",
         );
     }
-}
-
-fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
-    let mut extra = Map::new();
-    for (key, value) in field.pairs("options")? {
-        if LATER_OPTIONS.contains(&key) {
-            value.warn("stored, but not used by this version");
-        } else {
-            let near = nearest(key, LATER_OPTIONS.iter().copied());
-            let near = near.map_or(String::new(), |near| format!("; is `{near}` meant?"));
-            value.warn(format!("unknown option, stored but not used{near}"));
-        }
-        extra.insert(key.to_string(), value.json());
-    }
-    Some(extra)
 }
