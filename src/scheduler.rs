@@ -16,7 +16,6 @@
 //!
 //! [`decision::Decision`] is the record of it for the log and the metrics.
 
-mod before;
 pub mod candidates;
 pub mod circuit;
 mod conditions;
@@ -38,7 +37,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 
-pub use before::{Ranking, Requirement, account_slot, condition_for, eligible, is_out};
 pub use candidates::{Candidates, Fit, Request, Stage, Unfit};
 pub use decision::{Decision, Layer};
 pub use health::{Health, Outcome};
