@@ -16,7 +16,6 @@
 //!
 //! [`decision::Decision`] is the record of it for the log and the metrics.
 
-mod before;
 pub mod candidates;
 pub mod circuit;
 mod conditions;
@@ -31,13 +30,13 @@ pub mod sticky;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 
-pub use before::{Ranking, Requirement, account_slot, condition_for, eligible, is_out};
 pub use candidates::{Candidates, Fit, Request, Stage, Unfit};
 pub use decision::{Decision, Layer};
 pub use health::{Health, Outcome};
@@ -117,22 +116,22 @@ impl Scheduler {
             platform,
             &self.health,
         ));
-        // A request that still holds an older picture of the directory goes its way with a roster of
-        // its own: keeping it would throw out that of everybody else.
-        if known.version <= directory.version || known.of.is_empty() {
-            self.rosters.rcu(|known| {
-                let mut of = if known.version == directory.version {
-                    known.of.clone()
-                } else {
-                    self.health.forget_all_but(directory);
-                    HashMap::new()
-                };
-                of.insert(key, roster.clone());
-                Rosters {
-                    version: directory.version,
-                    of,
-                }
-            });
+        self.rosters.rcu(|known| {
+            let mut of = match known.version.cmp(&directory.version) {
+                Ordering::Equal => known.of.clone(),
+                Ordering::Less => HashMap::new(),
+                // A request that still holds an older picture of the directory goes its way with a
+                // roster of its own: keeping it would throw out those of everybody else.
+                Ordering::Greater => return known.clone(),
+            };
+            of.insert(key, roster.clone());
+            Arc::new(Rosters {
+                version: directory.version,
+                of,
+            })
+        });
+        if known.version < directory.version {
+            self.health.forget_all_but(directory);
         }
         roster
     }

@@ -188,12 +188,15 @@ mod tests {
         Resumed(i64),
     }
 
+    /// At a second, what happens, and how the circuit is then.
+    type Story = Vec<(i64, Step, Circuit)>;
+
     #[test]
     fn stories() {
         use Circuit::*;
         use Step::*;
         #[rustfmt::skip]
-        let stories: Vec<(&str, Vec<(i64, Step, Circuit)>)> = vec![
+        let stories: Vec<(&str, Story)> = vec![
             ("three in a row open it, for twice as long each time", vec![
                 (0, Fails(5), Closed), (5, Fails(5), Closed), (10, Fails(5), Open),
                 (14, Chosen(true), Open),

@@ -27,6 +27,9 @@ const WEIGHTS: SchedulingWeights = SchedulingWeights {
     first_token: 0.5,
 };
 
+/// What stands against accounts.
+type List = Vec<(i64, Condition)>;
+
 fn at(second: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap()
 }
@@ -167,7 +170,7 @@ fn reasons_not_to_be_chosen() {
     let mut elsewhere = plain();
     elsewhere.groups = vec![GroupId(2)];
     #[rustfmt::skip]
-    let rows: Vec<(&str, Account, Vec<(i64, Condition)>, Vec<i64>, Fit)> = vec![
+    let rows: Vec<(&str, Account, List, Vec<i64>, Fit)> = vec![
         ("as it should be", plain(), vec![], vec![], Fit::Yes),
         ("another one is excluded", plain(), vec![], vec![2], Fit::Yes),
         ("excluded", plain(), vec![], vec![2, 1], Fit::No(Unfit::Excluded)),
@@ -355,7 +358,7 @@ fn tiers_come_one_after_the_other() {
     let limited = |id, until| (id, condition(ConditionKind::RateLimited, 0, Some(until)));
     let overloaded = |id, until| (id, condition(ConditionKind::Overloaded, 0, Some(until)));
     #[rustfmt::skip]
-    let rows: Vec<(Vec<(i64, Condition)>, &[&[i64]])> = vec![
+    let rows: Vec<(List, &[&[i64]])> = vec![
         (vec![], &[&[2, 4], &[1, 3], &[5]]),
         (vec![limited(2, 9)], &[&[4], &[1, 3], &[5]]),
         (vec![limited(2, 9), limited(4, 9)], &[&[1, 3], &[5]]),
@@ -498,7 +501,7 @@ fn bound_conversations() {
         )]
     };
     #[rustfmt::skip]
-    let rows: Vec<(&str, Account, Vec<(i64, Condition)>, &[AccountId], &str)> = vec![
+    let rows: Vec<(&str, Account, List, &[AccountId], &str)> = vec![
         ("fit", account(1), vec![], &[], "use"),
         ("another excluded", account(1), vec![], &[TWO], "use"),
         ("excluded", account(1), vec![], &[ONE], "keep"),
