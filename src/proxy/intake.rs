@@ -248,8 +248,10 @@ async fn read_request(
         Asked {
             endpoint,
             subpath,
-            sticky_key: affinity::openai(headers, request.prompt_cache_key.as_deref(), || None)
-                .map(|key| key.0),
+            sticky_key: affinity::openai(headers, request.prompt_cache_key.as_deref(), || {
+                request.seed.key()
+            })
+            .map(|key| key.0),
             previous_response: request
                 .previous_response_id
                 .as_deref()

@@ -661,15 +661,5 @@ pub fn judge(account: &Account) -> Judge<'_> {
 
 /// Our words for a final failure.
 pub fn own_word(failure: &Failure) -> ErrorReply {
-    let verdict = &failure.reading.verdict;
-    if matches!(verdict, Verdict::Unlisted) {
-        return errors::upstream_gateway_error();
-    }
-    let reply = errors::exhausted(failure.status);
-    match verdict {
-        Verdict::Limited {
-            retry_after: Some(wait),
-        } => reply.with_retry_after(wait.as_secs().max(1)),
-        _ => reply,
-    }
+    errors::last_word(failure.status, &failure.reading.verdict, &failure.body)
 }
