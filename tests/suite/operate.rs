@@ -521,7 +521,7 @@ async fn usage_in_totals_and_records() {
 
     // Exactly the fields of the interface, in its order.
     #[rustfmt::skip]
-    const FIELDS: [&str; 41] = [
+    const FIELDS: [&str; 42] = [
         "request_id", "client_request_id", "upstream_request_id", "created_at", "user", "api_key",
         "group", "fallback_from_group", "account", "platform", "endpoint", "upstream_endpoint",
         "requested_model", "model", "upstream_model", "model_mapping_chain", "stream", "status",
