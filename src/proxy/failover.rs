@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType};
 use tollgate_filters::reply::{ErrorReply, errors};
@@ -186,6 +186,8 @@ pub struct EndedAttempt {
     pub pool: Pool,
     /// When it began.
     pub started: Instant,
+    /// The same by the clock on the wall.
+    pub began: DateTime<Utc>,
 }
 
 impl EndedAttempt {
@@ -195,6 +197,7 @@ impl EndedAttempt {
             account: attempt.account.clone(),
             pool: attempt.pool.clone(),
             started: attempt.started,
+            began: attempt.began,
         }
     }
 }
@@ -203,6 +206,9 @@ impl EndedAttempt {
 /// account is set by the next hook that can wait.
 pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure, reason: &str) {
     count_attempt(ctx, ended, reason, failure.status);
+    if !failure.is_transport {
+        connected(ctx, ended);
+    }
     ended
         .pool
         .report(ended.account.id, Outcome::Failed, Utc::now());
@@ -226,6 +232,12 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
     ctx.tries.last = Some((ended.account.clone(), failure));
 }
 
+/// The account has answered, whatever it was: its connections work.
+fn connected(ctx: &Context, ended: &EndedAttempt) {
+    let health = ctx.rooms.scheduler.health();
+    health.succeeded(ended.account.id, ended.began);
+}
+
 /// An attempt whose answer the client has got may still say something about its account: a final
 /// refusal, or a stream that failed; else that it serves.
 pub fn judge_answered(ctx: &mut Context) {
@@ -239,10 +251,15 @@ pub fn judge_answered(ctx: &mut Context) {
         };
         ctx.tries.note(&attempt);
         let reason = failure.reading.verdict.label();
-        let client_fault = failure.reading.verdict == Verdict::ClientFault;
+        // The client's own fault, or a status that the operator says means nothing.
+        let harmless = matches!(
+            failure.reading.verdict,
+            Verdict::ClientFault | Verdict::Unlisted
+        );
         let ended = EndedAttempt::of(&attempt);
-        if client_fault && failure.reading.effect == Effect::None {
+        if harmless && failure.reading.effect == Effect::None {
             count_attempt(ctx, &ended, reason, failure.status);
+            connected(ctx, &ended);
             ctx.tries.last = Some((ended.account, failure));
         } else {
             account_failed(ctx, &ended, failure, reason);
