@@ -10,6 +10,7 @@ mod billing;
 mod bodies;
 mod call;
 mod cells;
+mod conditions;
 mod disconnects;
 mod failover;
 mod framing;
