@@ -7,6 +7,7 @@ pub mod attempt;
 pub mod contain;
 pub mod context;
 pub mod downstream;
+pub mod egress;
 pub mod exchange;
 pub mod failover;
 pub mod finish;
