@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use chrono::Utc;
 use pingora::apps::HttpServerOptions;
 use pingora::apps::http_app::HttpServer;
 use pingora::listeners::tls::TlsSettings;
@@ -29,7 +30,9 @@ use crate::billing::balances::Balances;
 use crate::billing::outbox::Outbox;
 use crate::billing::price_map::{PriceFileError, Prices};
 use crate::config::{Config, Listener, Reservation};
+use crate::jobs::conditions::{Keeper, RestoreError};
 use crate::jobs::follow::Follower;
+use crate::jobs::heartbeat::Heartbeat;
 use crate::jobs::listening::{Listening, LookOut};
 use crate::jobs::metrics::JobMetrics;
 use crate::jobs::reload::Reloader;
@@ -43,7 +46,8 @@ use crate::proxy::metrics::ProxyMetrics;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::unpriced::UnpricedModels;
 use crate::proxy::{Gateway, Rooms};
-use crate::scheduler::Ranking;
+use crate::scheduler::Scheduler;
+use crate::state::LiveState;
 use crate::state::memory::MemoryState;
 use crate::storage::{StorageError, Store};
 use lock::{DirectoryLock, LockError};
@@ -81,6 +85,9 @@ pub enum AppError {
     /// The store cannot be opened or read.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// What was learnt about accounts cannot be read.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The price map cannot be read.
     #[error(transparent)]
     Prices(#[from] PriceFileError),
@@ -129,6 +136,7 @@ pub struct App {
     store: Store,
     writer: Writer,
     follower: Follower,
+    keeper: Keeper,
     prices: Arc<ArcSwap<Prices>>,
     metrics: Metrics,
     jobs: JobMetrics,
@@ -158,21 +166,31 @@ impl App {
         build_info(&metrics);
         let balances = Arc::new(Balances::default());
         let outbox = Outbox::new(balances.clone());
-        let (store, directory) = runtime.block_on(async {
+        let state: Arc<dyn LiveState> = Arc::new(MemoryState::new());
+        let (store, directory, keeper) = runtime.block_on(async {
             let store = Store::open(&config.data_dir, &secret).await?;
             first_start::seed(&store, &config, &origin.env).await?;
             let multiplier = config.billing.default_rate_multiplier;
             let directory = store.load_directory(multiplier).await?;
             balances.refresh(store.balances().await?, store.key_spend().await?);
-            Ok::<_, StorageError>((store, directory))
+            let keeper = Keeper::restored(
+                store.clone(),
+                state.clone(),
+                &directory,
+                jobs.clone(),
+                Utc::now(),
+            )
+            .await?;
+            Ok::<_, AppError>((store, directory, keeper))
         })?;
         let money = Arc::new(tokio::sync::Mutex::new(()));
         let rooms = Arc::new(Rooms {
             snapshot: ArcSwap::from_pointee(Snapshot::new(directory, &prices.load())),
-            state: Arc::new(MemoryState::new()),
+            state,
             bodies: BodyBudget::new(config.server.max_inflight_body_bytes),
             resolver: Resolver::default(),
-            ranking: Ranking::default(),
+            scheduler: Scheduler::new(),
+            changes: tokio::sync::watch::Sender::new(()),
             metrics: ProxyMetrics::new(&metrics),
             hasher: store.hasher().clone(),
             ids: RequestIds::new(random_u64()),
@@ -196,6 +214,7 @@ impl App {
             store,
             writer,
             follower,
+            keeper,
             prices,
             metrics,
             jobs,
@@ -241,6 +260,11 @@ impl App {
         server.add_service(admin);
         server.add_service(background_service("writer", self.writer.clone()));
         server.add_service(background_service("follow", self.follower.clone()));
+        server.add_service(background_service("conditions", self.keeper.clone()));
+        server.add_service(background_service(
+            "heartbeat",
+            Heartbeat::new(self.rooms.state.clone()),
+        ));
         server.add_service(background_service(
             "sweep",
             Sweeper::new(self.rooms.state.clone()),
@@ -272,8 +296,14 @@ impl App {
         let left = self
             .runtime
             .block_on(self.writer.flush(Instant::now() + FLUSH_TIMEOUT));
+        let kept = self
+            .runtime
+            .block_on(self.keeper.flush(Instant::now() + FLUSH_TIMEOUT));
         if left > 0 {
             return Err(AppError::Unwritten(left));
+        }
+        if !kept {
+            log::warn!("what was last learnt about accounts and responses is lost");
         }
         self.runtime.block_on(self.store.close())?;
         log::info!("stopped");

@@ -79,9 +79,12 @@ pub enum Command {
     /// List and show groups.
     #[command(subcommand)]
     Groups(objects::Command),
-    /// List and show accounts; pause and resume them.
+    /// List and show accounts, with what keeps them from being used; pause and resume them.
     #[command(subcommand)]
     Accounts(accounts::Command),
+    /// List and show error passthrough rules.
+    #[command(subcommand)]
+    Rules(objects::Command),
     /// Totals of what was used; `usage records` lists single requests.
     Usage(usage::Options),
 }
@@ -106,6 +109,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Keys(command) => keys::run(config, command),
         Command::Groups(command) => objects::groups(config, command),
         Command::Accounts(command) => accounts::run(config, command),
+        Command::Rules(command) => objects::rules(config, command),
         Command::Usage(options) => usage::run(config, &options),
     };
     match done {

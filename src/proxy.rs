@@ -4,6 +4,8 @@
 pub mod access_log;
 pub mod answer;
 pub mod attempt;
+pub mod choice;
+pub mod conditions;
 pub mod contain;
 pub mod context;
 pub mod downstream;
@@ -34,7 +36,7 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
-use tollgate_filters::affinity;
+use tokio::sync::watch;
 use tollgate_filters::reply::errors;
 
 use crate::billing::balances::Balances;
@@ -42,8 +44,8 @@ use crate::billing::outbox::Outbox;
 use crate::config::Config;
 use crate::limits::bodies::BodyBudget;
 use crate::providers::resolve::Resolver;
-use crate::scheduler::Ranking;
-use crate::state::{LiveState, ResponseBinding};
+use crate::scheduler::Scheduler;
+use crate::state::LiveState;
 use crate::storage::KeyHasher;
 use contain::{Panicked, contain};
 use context::{Context, RequestIds};
@@ -68,8 +70,10 @@ pub struct Rooms {
     pub bodies: Arc<BodyBudget>,
     /// Names to addresses.
     pub resolver: Resolver,
-    /// Order among accounts.
-    pub ranking: Ranking,
+    /// Which account serves.
+    pub scheduler: Scheduler,
+    /// Told whenever `snapshot` is swapped.
+    pub changes: watch::Sender<()>,
     /// What is counted.
     pub metrics: ProxyMetrics,
     /// Client keys to hashes.
@@ -129,7 +133,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        set_conditions(ctx).await;
+        conditions::set(ctx).await;
         let attempt = match contain(peer::choose(session, ctx)).await {
             Ok(attempt) => attempt?,
             Err(Panicked) => return Err(peer::unserved(ctx, errors::panicked())),
@@ -179,7 +183,7 @@ impl ProxyHttp for Gateway {
         let pieces = attempt::pieces(&body.bytes, &asked.model_spans, model);
         let len = pieces.iter().map(Bytes::len).sum();
         *upstream_request = attempt.header(upstream_request, len)?;
-        exchange.begin_attempt(pieces, Instant::now());
+        exchange.begin_attempt(pieces, attempt.judged.clone(), Instant::now());
         attempt.sent = true;
         Ok(())
     }
@@ -279,8 +283,8 @@ impl ProxyHttp for Gateway {
             downstream::unwrap(session, way_back);
         }
         failover::judge_answered(ctx);
-        set_conditions(ctx).await;
-        remember_response(ctx).await;
+        conditions::set(ctx).await;
+        conditions::remember_served(ctx).await;
         finish::finish(ctx);
     }
 
@@ -298,36 +302,4 @@ impl ProxyHttp for Gateway {
     ) -> bool {
         true
     }
-}
-
-/// Notes which account made a response, for requests that go on from it.
-async fn remember_response(ctx: &mut Context) {
-    let (Some(exchange), Some(attempt), Some(principal)) =
-        (&ctx.exchange, &ctx.attempt, &ctx.principal)
-    else {
-        return;
-    };
-    let Some(id) = exchange.lock().answer_seen().response_id else {
-        return;
-    };
-    let binding = ResponseBinding {
-        group: principal.group.id,
-        key: affinity::response_key(&id),
-        account: attempt.account.id,
-        at: chrono::Utc::now(),
-    };
-    let bound = ctx.rooms.state.remember_response(binding).await;
-    if let Err(error) = bound {
-        log::warn!("a response's account is not remembered: {error}");
-    }
-}
-
-/// Conditions noted in hooks that cannot wait are set in the next one that can.
-async fn set_conditions(ctx: &mut Context) {
-    for (account, condition) in std::mem::take(&mut ctx.tries.conditions) {
-        if let Err(error) = ctx.rooms.state.set_condition(account, condition).await {
-            log::warn!("account {account} keeps being chosen: {error}");
-        }
-    }
-    ctx.tries.leases.clear();
 }

@@ -1,42 +1,52 @@
 //! The scheduler: which account serves this attempt.
 //!
-//! Pure decisions over a picture of the accounts and their load; `proxy` fetches the picture, takes
-//! the slots and waits.
+//! Pure decisions over a picture of the accounts, their conditions and their load; `proxy` fetches
+//! the picture, takes the slots and waits. Clock and entropy are arguments. In the order of a request:
+//!
+//! 1. [`Scheduler::pool`] gives the accounts of a group that know the model ([`roster`]): worked out
+//!    once per directory, then a look-up.
+//! 2. A request that goes on from a response asks [`Pool::fit`] about the one account that made it;
+//!    one of a conversation asks [`sticky::sticky`] about the account it is bound to.
+//! 3. Else [`Pool::candidates`] gives the accounts that may be chosen now, stage by stage: strict tiers of
+//!    priority, a sample first where a tier is large ([`candidates`]). Each stage is ordered by
+//!    [`rank`], slots are tried in that order, then comes the next stage.
+//! 4. [`Health::chosen`] is asked before an account is used, and told how the attempt went ([`health`],
+//!    [`circuit`]); [`effect`] says what a verdict leaves at the account, [`retry`]
+//!    whether to stay.
+//!
+//! [`decision::Decision`] is the record of it for the log and the metrics.
 
+pub mod candidates;
+pub mod circuit;
+mod conditions;
+pub mod decision;
+pub mod effect;
+pub mod health;
+pub mod need;
+pub mod rank;
+pub mod retry;
+pub mod roster;
+pub mod sticky;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use chrono::{DateTime, TimeDelta, Utc};
-use tollgate_filters::verdict::Verdict;
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
 
-use crate::domain::{
-    Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Platform,
-};
-use crate::state::{Load, Slot, Want};
+pub use candidates::{Candidates, Fit, Request, Stage, Unfit};
+pub use decision::{Decision, Layer};
+pub use health::{Health, Outcome};
+pub use need::{Image, Need, Transport};
+pub use rank::{Ranked, Seed};
+pub use roster::{Member, Pool};
+pub use sticky::Sticky;
 
-/// A 429 without any word of when to come back (Change 11).
-const LIMITED_WITHOUT_RESET: TimeDelta = TimeDelta::seconds(30);
-/// A refused credential: an operator has to look, but it may also be a passing fault of theirs.
-const BAD_CREDENTIAL: TimeDelta = TimeDelta::minutes(10);
-/// 529: the provider asks everybody to stay away (SPEC 7.6).
-const OVERLOADED: TimeDelta = TimeDelta::minutes(10);
-/// 5xx and transport errors: long enough to try the others first, short enough not to matter.
-const FAILED: TimeDelta = TimeDelta::seconds(5);
-/// The longest wait a provider can impose with `Retry-After`; beyond it the header is nonsense.
-const LONGEST_COOL_DOWN: TimeDelta = TimeDelta::days(8);
-
-/// What a request asks of an account.
-#[derive(Clone, Copy, Debug)]
-pub struct Requirement<'r> {
-    /// Platform of the group.
-    pub platform: Platform,
-    /// The model, after channel mapping.
-    pub model: &'r str,
-    /// Accounts that already failed this request.
-    pub excluded: &'r [AccountId],
-    /// The time of the choice.
-    pub now: DateTime<Utc>,
-}
+use crate::domain::{Directory, GroupId, Platform};
+use roster::Roster;
 
 /// Why no account may serve a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -54,137 +64,75 @@ pub enum NoAccount {
     },
 }
 
-/// Accounts that may serve the request now, in the order given.
-pub fn eligible<'a>(
-    accounts: &'a [Arc<Account>],
-    conditions: &Conditions,
-    requirement: Requirement<'_>,
-) -> Result<Vec<&'a Arc<Account>>, NoAccount> {
-    let mut soonest: Option<DateTime<Utc>> = None;
-    let mut limited = true;
-    let mut fit = Vec::with_capacity(accounts.len());
-    let mut shaky = Vec::new();
-    for account in accounts {
-        let serves = account.platform == requirement.platform
-            && account.account_type == AccountType::ApiKey
-            && account.is_available(requirement.now)
-            && account.model_mapping.supports(requirement.model)
-            && !requirement.excluded.contains(&account.id);
-        if !serves {
-            continue;
-        }
-        let holding = || {
-            let all = conditions.of(account.id).iter();
-            all.filter(|c| holds(account, c, requirement.now) && c.concerns(requirement.model))
-        };
-        if let Some(hard) = holding().find(|c| !c.kind.is_soft()) {
-            if let Some(until) = hard.until {
-                soonest = Some(soonest.map_or(until, |s| s.min(until)));
-            }
-            limited &= hard.kind == ConditionKind::RateLimited;
-        } else if holding().next().is_some() {
-            shaky.push(account);
-        } else {
-            fit.push(account);
-        }
-    }
-    if fit.is_empty() {
-        // A 5xx or a broken connection says little about the account: better this one than none, or
-        // one request that no provider can answer would take the whole group out.
-        fit = shaky;
-    }
-    match (fit.is_empty(), soonest) {
-        (false, _) => Ok(fit),
-        (true, Some(until)) => Err(NoAccount::AllCoolingDown { until, limited }),
-        (true, None) => Err(NoAccount::NoneEligible),
-    }
-}
-
-/// Whether a condition holds. `tollgate accounts resume` voids those that began before it.
-fn holds(account: &Account, condition: &Condition, now: DateTime<Utc>) -> bool {
-    condition.holds(now) && account.resumed_at.is_none_or(|at| at <= condition.since)
-}
-
-/// Whether an account must not be used at `now`, whatever the others are like.
-pub fn is_out(account: &Account, conditions: &Conditions, model: &str, now: DateTime<Utc>) -> bool {
-    conditions
-        .of(account.id)
-        .iter()
-        .any(|c| !c.kind.is_soft() && c.concerns(model) && holds(account, c, now))
-}
-
-/// The slot a request needs at `account`.
-pub fn account_slot(account: &Account) -> Want {
-    Want {
-        slot: Slot::Account(account.id),
-        limit: account.concurrency,
-    }
-}
-
-/// Orders candidates: strict priority tiers, inside a tier the least loaded first, equals in turn.
+/// What the scheduler keeps between requests: the rosters of the current directory and the accounts'
+/// health. Both are bounded by what the operator configured; nothing a client sends adds to them.
 #[derive(Debug, Default)]
-pub struct Ranking {
-    turn: AtomicU64,
+pub struct Scheduler {
+    health: Health,
+    rosters: ArcSwap<Rosters>,
 }
 
-impl Ranking {
-    /// Sorts `candidates` (with their loads, in the same order) from best to worst.
-    pub fn rank<'a>(
-        &self,
-        candidates: &[&'a Arc<Account>],
-        loads: &[Load],
-    ) -> Vec<&'a Arc<Account>> {
-        let count = candidates.len() as u64;
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut order: Vec<(i32, u64, u64, &'a Arc<Account>)> = candidates
-            .iter()
-            .enumerate()
-            .map(|(index, account)| {
-                let load = loads.get(index).copied().unwrap_or_default();
-                // Rotation spreads equally loaded accounts evenly.
-                let place = (index as u64 + count - turn % count.max(1)) % count.max(1);
-                (account.priority, load_rate(account, load), place, *account)
-            })
-            .collect();
-        order.sort_by_key(|(priority, load, place, _)| (*priority, *load, *place));
-        order.into_iter().map(|(.., account)| account).collect()
+/// The rosters asked for so far, of one version of the directory.
+#[derive(Clone, Debug, Default)]
+struct Rosters {
+    version: i64,
+    of: HashMap<(GroupId, Platform), Arc<Roster>>,
+}
+
+impl Scheduler {
+    /// Knows nothing yet.
+    pub fn new() -> Scheduler {
+        Scheduler::default()
     }
-}
 
-/// Held and waiting requests in millionths of what the account should carry (`load_factor`, else
-/// its concurrency). An unlimited account counts as one that carries a thousand.
-fn load_rate(account: &Account, load: Load) -> u64 {
-    let capacity = match (account.load_factor, account.concurrency) {
-        (Some(factor), _) if factor > 0 => factor,
-        (_, 0) => 1_000,
-        (_, concurrency) => concurrency,
-    };
-    (u64::from(load.held) + u64::from(load.waiting)) * 1_000_000 / u64::from(capacity)
-}
+    /// How the accounts have done lately.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
 
-/// What a verdict on an attempt means for its account; `None` = nothing.
-pub fn condition_for(verdict: &Verdict, now: DateTime<Utc>) -> Option<Condition> {
-    let (kind, length) = match verdict {
-        Verdict::Fine | Verdict::ClientFault => return None,
-        Verdict::BadCredential => (ConditionKind::TempUnschedulable, BAD_CREDENTIAL),
-        Verdict::Limited { retry_after } => {
-            let length = match retry_after {
-                Some(wait) => TimeDelta::from_std(*wait)
-                    .unwrap_or(LONGEST_COOL_DOWN)
-                    .min(LONGEST_COOL_DOWN),
-                None => LIMITED_WITHOUT_RESET,
-            };
-            (ConditionKind::RateLimited, length)
+    /// The accounts of `group` on `platform` that can serve `need` and take `model` (the name after
+    /// channel mapping).
+    pub fn pool(
+        &self,
+        directory: &Directory,
+        group: GroupId,
+        platform: Platform,
+        need: Need,
+        model: &str,
+    ) -> Pool {
+        Pool::new(self.roster(directory, group, platform), need, model)
+    }
+
+    fn roster(&self, directory: &Directory, group: GroupId, platform: Platform) -> Arc<Roster> {
+        let key = (group, platform);
+        let known = self.rosters.load();
+        if known.version == directory.version
+            && let Some(roster) = known.of.get(&key)
+        {
+            return roster.clone();
         }
-        Verdict::Overloaded => (ConditionKind::Overloaded, OVERLOADED),
-        Verdict::Failed => (ConditionKind::Failing, FAILED),
-    };
-    (length > TimeDelta::zero()).then(|| Condition {
-        kind,
-        model: None,
-        since: now,
-        until: Some(now + length),
-        status: None,
-        reason: verdict.label().to_owned(),
-    })
+        let roster = Arc::new(Roster::new(
+            directory.accounts_of(group),
+            platform,
+            &self.health,
+        ));
+        self.rosters.rcu(|known| {
+            let mut of = match known.version.cmp(&directory.version) {
+                Ordering::Equal => known.of.clone(),
+                Ordering::Less => HashMap::new(),
+                // A request that still holds an older picture of the directory goes its way with a
+                // roster of its own: keeping it would throw out those of everybody else.
+                Ordering::Greater => return known.clone(),
+            };
+            of.insert(key, roster.clone());
+            Arc::new(Rosters {
+                version: directory.version,
+                of,
+            })
+        });
+        if known.version < directory.version {
+            self.health.forget_all_but(directory);
+        }
+        roster
+    }
 }

@@ -3,15 +3,30 @@
 //! One trait, so that several nodes can share this state later; [`memory::MemoryState`] keeps it in
 //! this process. Nothing here decides anything: the limits and scheduler rooms do.
 
+mod bindings;
+mod conditions;
+mod dense;
+mod lines;
 pub mod memory;
+mod owners;
+mod responses;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 
+pub use crate::domain::ResponseBinding;
 use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
+
+/// How long an owner's leases outlive its last [`LiveState::renew`]. Six renewals must fail before a
+/// living process could be taken for dead; a dead one's slots are back in less than a minute.
+pub const OWNER_LIFE: TimeDelta = TimeDelta::seconds(30);
+/// How often an owner says that it still runs.
+pub const OWNER_RENEWAL: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a unit of concurrency belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -20,6 +35,16 @@ pub enum Slot {
     User(UserId),
     /// An account's limit.
     Account(AccountId),
+}
+
+impl Slot {
+    /// The id of its row, in the table of its kind.
+    fn row(self) -> i64 {
+        match self {
+            Slot::User(id) => id.0,
+            Slot::Account(id) => id.0,
+        }
+    }
 }
 
 /// A slot somebody would take, and how many there are of it (0 = unlimited).
@@ -33,7 +58,7 @@ pub struct Want {
 
 /// Gives a slot back. Must not block: it is called from `Drop`.
 pub trait Release: Send + Sync {
-    /// One unit of `slot` is free again.
+    /// One unit of `slot` is free again, unless its owner was found dead and it was taken back.
     fn release(&self, slot: Slot);
 }
 
@@ -56,11 +81,6 @@ impl Lease {
     /// What is held.
     pub fn slot(&self) -> Slot {
         self.slot
-    }
-
-    /// Forgets the lease without giving it back, for a table that takes it back by itself.
-    fn defuse(mut self) {
-        self.home = None;
     }
 }
 
@@ -87,29 +107,15 @@ pub struct Load {
     pub waiting: u32,
 }
 
-/// A place in the waiting lines, kept by a request over all its waits: users take turns, and the
-/// requests of one user are served in the order in which they came.
+/// A place in the waiting lines, kept by a request over all its waits. Users take turns: who was
+/// served least lately is next, and the requests of one user (as well as users whose turn it is
+/// equally) are served in the order of their numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket {
     /// Whose turn it uses.
     pub user: UserId,
-    /// The round in which it is served: one request of each user a round.
-    pub round: u64,
-    /// Order of arrival within the round.
+    /// Order of arrival among all requests of all users.
     pub number: u64,
-}
-
-/// Which account made a response, for requests that go on from it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ResponseBinding {
-    /// Scope of the key.
-    pub group: GroupId,
-    /// See `tollgate_filters::affinity::response_key`.
-    pub key: u128,
-    /// The account.
-    pub account: AccountId,
-    /// When it was made or last used.
-    pub at: DateTime<Utc>,
 }
 
 /// The live state could not be reached.
@@ -131,19 +137,25 @@ pub enum WaitError {
 /// The state shared by all requests (and, with another implementation, by all nodes).
 #[async_trait]
 pub trait LiveState: Send + Sync + 'static {
-    /// Takes one of `want.slot` at once, if there is room.
+    /// Takes one of `want.slot` at once, if there is room and nobody in line could use it. The limit
+    /// it shows counts for the slot from now on: room that a raised one makes goes to those in line
+    /// first, and no unit is given on beyond a lowered one.
     async fn try_lease(&self, want: Want) -> Result<Option<Lease>, StateError>;
 
-    /// Takes one of the first of `wants` that has room, at once and in this order; says which.
+    /// Takes one of the first of `wants` that has room, at once and in this order; says which. As
+    /// `try_lease` otherwise.
     async fn lease_first(&self, wants: &[Want]) -> Result<Option<(usize, Lease)>, StateError>;
 
-    /// A place in line for a request of `user`, taken when it first has to wait.
+    /// A place in line for a request of `user`, taken when it first has to wait. Nothing is kept
+    /// for it: it need not be given back.
     fn ticket(&self, user: UserId) -> Ticket;
 
-    /// Waits for the first of `wants` to have room, in the order of the tickets. Dropping the
-    /// future leaves the lines; waiting again with the same ticket is no loss. `max_waiting` bounds
-    /// the line of each slot; the call fails at once when all of them are full. The caller bounds
-    /// the time.
+    /// Waits for the first of `wants` to have room, in turn of the users and in the order of the
+    /// tickets. All wants must be of one kind: users' or accounts' slots. Dropping the future leaves
+    /// the lines; waiting again with the same ticket is no loss. `max_waiting` bounds the line of
+    /// each slot (and of an account's line one user cannot have more than about three quarters, so
+    /// that there is always a place for others); the call fails at once when there is a place in
+    /// none of them. The caller bounds the time.
     async fn lease_any(
         &self,
         wants: &[Want],
@@ -177,7 +189,8 @@ pub trait LiveState: Send + Sync + 'static {
     async fn unbind(&self, group: GroupId, key: u128, account: AccountId)
     -> Result<(), StateError>;
 
-    /// Notes which account made a response.
+    /// Notes which account made a response. Bounded in number and age: the longest unused is
+    /// forgotten first.
     async fn remember_response(&self, binding: ResponseBinding) -> Result<(), StateError>;
 
     /// The account that made a response; asking is a use of it.
@@ -192,6 +205,10 @@ pub trait LiveState: Send + Sync + 'static {
     /// them beyond this process.
     fn unsaved_responses(&self, max: usize) -> Vec<ResponseBinding>;
 
+    /// Puts back what `unsaved_responses` once handed out, at the start: these count as saved, and
+    /// what is known already stays as it is.
+    fn restore_responses(&self, bindings: Vec<ResponseBinding>);
+
     /// Puts a condition on an account. Of two in the same place the one that ends later stays.
     async fn set_condition(
         &self,
@@ -200,7 +217,7 @@ pub trait LiveState: Send + Sync + 'static {
     ) -> Result<(), StateError>;
 
     /// Lifts an account's conditions of this kind (`None` = of every kind) that began before
-    /// `before`, and forgets its strikes where that is all kinds.
+    /// `before`, and forgets its strikes of that time where that is all kinds.
     async fn lift_conditions(
         &self,
         account: AccountId,
@@ -211,7 +228,8 @@ pub trait LiveState: Send + Sync + 'static {
     /// The conditions of all accounts, ended ones perhaps included. Cheap: an immutable picture.
     fn conditions(&self) -> Arc<Conditions>;
 
-    /// Counts a strike against an account; how many there are within `window`, this one included.
+    /// Counts a strike against an account; how many there are within `window`, this one included
+    /// (counted up to a hundred).
     async fn strike(
         &self,
         account: AccountId,
@@ -219,16 +237,22 @@ pub trait LiveState: Send + Sync + 'static {
         now: DateTime<Utc>,
     ) -> Result<u32, StateError>;
 
+    /// The strikes of all accounts, oldest first, for whoever keeps them beyond this process.
+    fn strikes(&self) -> Vec<(AccountId, DateTime<Utc>)>;
+
     /// A success: forgets the strikes.
     async fn forgive(&self, account: AccountId) -> Result<(), StateError>;
 
-    /// Says that this process still runs: its leases stay its own. To be called several times
-    /// within the life of an owner's lease.
+    /// Says that this process still runs: its leases stay its own. To be called every
+    /// [`OWNER_RENEWAL`]; after [`OWNER_LIFE`] without, any other process takes them back.
     async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError>;
 
     /// Units of concurrency held at this moment: users', accounts'. For metrics and leak checks.
     fn held(&self) -> (u64, u64);
 
-    /// Forgets what has ended by itself.
+    /// Requests in line at this moment: for users' slots, for accounts'.
+    fn waiting(&self) -> (u64, u64);
+
+    /// Forgets what has ended by itself, and takes back the leases of owners that are dead.
     fn sweep(&self, now: DateTime<Utc>);
 }

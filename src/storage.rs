@@ -1,6 +1,6 @@
 //! What is remembered: the configured objects, usage records, and the ledger with its balances,
 //! in one SQLite file. Come here for anything that must survive a restart; not for live state
-//! (slots, windows, cool-downs), and never from the request path: it reads the
+//! (slots, windows, sticky keys), and never from the request path: it reads the
 //! [`Directory`](crate::domain::Directory) that was loaded from here.
 //!
 //! | question | file |
@@ -9,10 +9,13 @@
 //! | what is in it? | `migrations/`, `entities/`, `convert.rs` |
 //! | how does it come to hold what the operator wrote? | `apply.rs`, `operate.rs` |
 //! | what does the server read? | `directory.rs` |
-//! | how does a request become a record and a charge? | `settle.rs`, `ledger.rs` |
+//! | what of the live state outlives a restart? | `conditions.rs`, `responses.rs` |
+//! | how does a request become a record and a charge? | `settle.rs`, `context.rs`, `ledger.rs` |
 //! | what does the command line show? | `usage.rs`, `views.rs` |
 
 mod apply;
+mod conditions;
+mod context;
 mod convert;
 mod directory;
 mod entities;
@@ -22,6 +25,7 @@ mod meta;
 mod migrations;
 mod open;
 mod operate;
+mod responses;
 mod rows;
 mod seal;
 mod settle;
@@ -36,13 +40,16 @@ use std::sync::Arc;
 use sea_orm::{DatabaseTransaction, EntityTrait, PaginatorTrait, TransactionTrait};
 
 pub use apply::{ApplyOptions, ApplyReport};
+pub use conditions::ConditionChanges;
 pub use error::StorageError;
 pub use ledger::LedgerMismatch;
 pub use operate::Names;
 pub use seal::KeyHasher;
 pub use settle::Settled;
 pub use usage::{UsageBy, UsageCursor, UsageFilter, UsageRecordView, UsageTotal};
-pub use views::{AccountView, GroupView, KeyView, RateLimitsView, UserView};
+pub use views::{
+    AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView,
+};
 
 use crate::domain::Secret;
 use seal::Sealer;
@@ -58,6 +65,7 @@ struct Inner {
     pools: open::Pools,
     hasher: KeyHasher,
     sealer: Sealer,
+    contexts: parking_lot::Mutex<context::KnownContexts>,
 }
 
 impl Store {
@@ -73,6 +81,7 @@ impl Store {
                 pools: open::open(data_dir, secret).await?,
                 hasher: KeyHasher::new(secret),
                 sealer: Sealer::new(secret),
+                contexts: Default::default(),
             }),
         })
     }

@@ -1,15 +1,25 @@
 //! The sticky key a request carries, if any: what ties the requests of one conversation to the account that has its
 //! prompt cache. Use it before choosing an account.
 
+mod seed;
+
+pub use seed::Seed;
+
 use http::HeaderMap;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Headers that name the conversation, in order of precedence. Clients spell them with either separator.
-const OPENAI_HEADERS: [&str; 4] = [
+/// Headers that name the conversation, in order of precedence: the session, then the conversation or
+/// thread. Clients spell them with either separator: Codex sends `session_id`, of late `session-id`
+/// and `thread-id`; opencode sends `x-session-affinity` and `x-session-id`, which are the same.
+const OPENAI_HEADERS: [&str; 8] = [
     "session_id",
     "session-id",
+    "x-session-id",
+    "x-session-affinity",
     "conversation_id",
     "conversation-id",
+    "thread_id",
+    "thread-id",
 ];
 
 /// A conversation: 128 bits of hash of whatever the client calls it. Only equal within the scope (a group) it is
@@ -31,8 +41,13 @@ impl std::fmt::Display for StickyKey {
 }
 
 /// The sticky key of an OpenAI request: its session header, else its conversation header, else the
-/// `prompt_cache_key` of its body. The first that is not blank wins; the same id gives the same key from any of them.
-pub fn openai(headers: &HeaderMap, prompt_cache_key: Option<&str>) -> Option<StickyKey> {
+/// `prompt_cache_key` of its body, else what its content says ([`Seed::key`]), which is asked for only then.
+/// The first that is not blank wins; the same id gives the same key from any of them.
+pub fn openai(
+    headers: &HeaderMap,
+    prompt_cache_key: Option<&str>,
+    seed: impl FnOnce() -> Option<StickyKey>,
+) -> Option<StickyKey> {
     OPENAI_HEADERS
         .iter()
         .filter_map(|name| headers.get(*name))
@@ -41,6 +56,7 @@ pub fn openai(headers: &HeaderMap, prompt_cache_key: Option<&str>) -> Option<Sti
         .map(<[u8]>::trim_ascii)
         .find(|id| !id.is_empty())
         .map(StickyKey::of)
+        .or_else(seed)
 }
 
 /// The key under which a response is known to come from an account, for requests that go on from it. Another space
@@ -63,7 +79,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
             .collect();
-        openai(&headers, prompt_cache_key)
+        openai(&headers, prompt_cache_key, || None)
     }
 
     #[test]
@@ -97,6 +113,16 @@ mod tests {
                 a,
             ),
             (&[("session_id", ""), ("session-id", " ")], Some("a"), a),
+            (&[("x-session-id", "a"), ("thread-id", "b")], Some("c"), a),
+            (&[("x-session-affinity", "a")], Some("c"), a),
+            (
+                &[("x-session-affinity", "b"), ("x-session-id", "a")],
+                None,
+                a,
+            ),
+            (&[("thread-id", "b"), ("session-id", "a")], None, a),
+            (&[("thread-id", "a")], Some("c"), a),
+            (&[("thread_id", "a")], None, a),
             (&[("x-session", "b")], None, None),
         ] {
             assert_eq!(
@@ -105,6 +131,18 @@ mod tests {
                 "{headers:?} {prompt_cache_key:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_content_is_the_last_source_and_asked_for_only_then() {
+        let key = StickyKey::of(b"a");
+        let mut headers = HeaderMap::new();
+        assert_eq!(openai(&headers, None, || Some(key)), Some(key));
+        assert_eq!(openai(&headers, Some(" "), || Some(key)), Some(key));
+        let never = || unreachable!("there is a better source");
+        assert_eq!(openai(&headers, Some("a"), never), Some(key));
+        headers.insert("session-id", HeaderValue::from_static("a"));
+        assert_eq!(openai(&headers, None, never), Some(key));
     }
 
     #[test]

@@ -64,6 +64,15 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// The value as it stands in the body, a string without its quotes; empty for words and for nothing.
+    pub fn raw(&self) -> &'a [u8] {
+        match self {
+            Field::String { raw, .. } => raw,
+            Field::Number(raw) | Field::Array(raw) | Field::Object(raw) => raw,
+            Field::Absent | Field::Null | Field::Bool(_) => &[],
+        }
+    }
+
     /// Where a string stands in the body, quotes included; `None` for everything else.
     pub fn span(&self) -> Option<Range<usize>> {
         match self {
@@ -127,6 +136,12 @@ pub struct Peek<'a> {
     pub max_output_tokens: Field<'a>,
     /// `input`
     pub input: Field<'a>,
+    /// `instructions`
+    pub instructions: Field<'a>,
+    /// `tools`
+    pub tools: Field<'a>,
+    /// `functions`
+    pub functions: Field<'a>,
 }
 
 /// Reads the fields of [`Peek`] from a body and checks all of it.
@@ -166,6 +181,9 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
             }
             b"max_output_tokens" => &mut seen.max_output_tokens,
             b"input" => &mut seen.input,
+            b"instructions" => &mut seen.instructions,
+            b"tools" => &mut seen.tools,
+            b"functions" => &mut seen.functions,
             _ => continue,
         };
         *field = value.into();
@@ -238,7 +256,7 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 11] = [
         "model",
         "stream",
         "previous_response_id",
@@ -247,6 +265,9 @@ mod tests {
         "reasoning",
         "max_output_tokens",
         "input",
+        "instructions",
+        "tools",
+        "functions",
     ];
 
     #[test]
@@ -436,6 +457,9 @@ mod tests {
             (&seen.reasoning_effort, reasoning),
             (&seen.max_output_tokens, tree.get("max_output_tokens")),
             (&seen.input, tree.get("input")),
+            (&seen.instructions, tree.get("instructions")),
+            (&seen.tools, tree.get("tools")),
+            (&seen.functions, tree.get("functions")),
         ] {
             assert_same(field, tree);
         }

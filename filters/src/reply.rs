@@ -19,6 +19,8 @@ pub struct ErrorReply {
     pub status: u16,
     /// The error's type, as OpenAI names it.
     pub kind: &'static str,
+    /// Anthropic's name of the type, where it is not what [`ErrorReply::kind`] and the status come to.
+    pub anthropic_kind: Option<&'static str>,
     /// A code programs can tell the error by.
     pub code: Option<&'static str>,
     /// What happened and what to do, for people.
@@ -33,6 +35,7 @@ impl ErrorReply {
         Self {
             status,
             kind,
+            anthropic_kind: None,
             code: None,
             message: message.into(),
             retry_after_s: None,
@@ -99,10 +102,10 @@ impl ErrorReply {
     }
 
     fn anthropic(&self) -> Value {
-        // The one type in which the dialects differ.
-        let kind = match self.status {
-            404 => "not_found_error",
-            _ => self.kind,
+        let kind = match (self.anthropic_kind, self.status) {
+            (Some(kind), _) => kind,
+            (None, 404) => "not_found_error",
+            (None, _) => self.kind,
         };
         json!({"type": "error", "error": {"type": kind, "message": self.message}})
     }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use crate::affinity::Seed;
 use crate::json::{Cursor, Malformed, Text};
 use crate::peek::{self, Field, PeekError};
 
@@ -59,6 +60,8 @@ pub struct ResponsesRequest<'a> {
     pub reasoning_effort: Option<Cow<'a, str>>,
     /// Most output tokens the client allows.
     pub max_output_tokens: Option<u64>,
+    /// What tells its conversation where nothing else does.
+    pub seed: Seed<'a>,
 }
 
 /// Checks the body of a Responses request: JSON, then `model`, then `stream`, then the tool outputs in `input`.
@@ -90,6 +93,7 @@ pub fn responses(body: &[u8]) -> Result<ResponsesRequest<'_>, Invalid> {
     {
         function_call_outputs(input)?;
     }
+    let seed = Seed::of(&seen);
     Ok(ResponsesRequest {
         model,
         model_spans: seen.model_spans,
@@ -99,6 +103,7 @@ pub fn responses(body: &[u8]) -> Result<ResponsesRequest<'_>, Invalid> {
         service_tier: text(&seen.service_tier),
         reasoning_effort: text(&seen.reasoning_effort),
         max_output_tokens: seen.max_output_tokens.as_u64(),
+        seed,
     })
 }
 

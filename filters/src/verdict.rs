@@ -1,15 +1,23 @@
 //! What one upstream response means: served, the client's own mistake, or a reason to go elsewhere.
 //!
-//! A verdict decides three things: whether the request may be tried on another account, whether the
-//! client sees the upstream's words, and what is remembered about the account. How often to try, and
-//! what to remember, is not decided here.
+//! A [`Judge`] reads a refusal, a failure inside a stream or the want of any answer (SPEC 7.1, 7.5, 7.6,
+//! 7.8, 15.3). Its [`Reading`] says what is decided for the request ([`Verdict`]: may another account be
+//! tried, does the client see the upstream's words) and what it means for the account ([`Effect`]). How
+//! often to try, counting and remembering are the caller's.
 
+mod effect;
 mod message;
 mod policy;
 mod retry_after;
+mod stream;
+mod table;
+mod windows;
+mod words;
 
+pub use effect::{Effect, LimitScope, LimitSource, Strike};
 pub use message::{is_openai_error, upstream_message};
 pub use policy::{ErrorPolicy, TempRule};
+pub use windows::{CodexUsage, CodexWindow, SessionStatus, SessionWindow};
 
 use std::time::{Duration, SystemTime};
 
@@ -17,13 +25,16 @@ use http::HeaderMap;
 
 use crate::usage::Failure;
 
-/// Our reading of one upstream response.
+/// What is decided for the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The answer is good.
     Fine,
     /// The client's request is at fault on any account: its status and body are for the client.
     ClientFault,
+    /// A status that the account's custom error codes do not list: nothing is to come of it, and the
+    /// client gets [`crate::reply::errors::upstream_gateway_error`].
+    Unlisted,
     /// The account may not be used as it is: its credential, its payment, its permissions.
     BadCredential,
     /// The account has used up what it may use for now.
@@ -41,7 +52,7 @@ impl Verdict {
     /// Whether another account may do better.
     pub fn fails_over(&self) -> bool {
         match self {
-            Verdict::Fine | Verdict::ClientFault => false,
+            Verdict::Fine | Verdict::ClientFault | Verdict::Unlisted => false,
             Verdict::BadCredential
             | Verdict::Limited { .. }
             | Verdict::Overloaded
@@ -54,6 +65,7 @@ impl Verdict {
         match self {
             Verdict::Fine => "fine",
             Verdict::ClientFault => "client_fault",
+            Verdict::Unlisted => "unlisted",
             Verdict::BadCredential => "bad_credential",
             Verdict::Limited { .. } => "limited",
             Verdict::Overloaded => "overloaded",
@@ -62,301 +74,189 @@ impl Verdict {
     }
 }
 
-/// Judges an answer of an OpenAI upstream. `body_head` is the beginning of its body, enough to hold
-/// an error object; it is looked at for statuses 400 and 429 only.
-pub fn openai(status: u16, headers: &HeaderMap, body_head: &[u8], now: SystemTime) -> Verdict {
-    match status {
-        100..=299 => Verdict::Fine,
-        400 => bad_request(body_head),
-        401..=403 => Verdict::BadCredential,
-        429 => Verdict::Limited {
-            retry_after: retry_after::openai(headers, body_head, now),
-        },
-        // About the way to the upstream or its moment rather than about the request.
-        407 | 408 | 421 | 425 => Verdict::Failed,
-        404..=499 => Verdict::ClientFault,
-        529 => Verdict::Overloaded,
-        // Redirects among them: they are not followed.
-        _ => Verdict::Failed,
-    }
+/// Everything one upstream response says to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// What is decided for the request.
+    pub verdict: Verdict,
+    /// What it means for the account.
+    pub effect: Effect,
+    /// The same account is tried again first, as often as [`ErrorPolicy::pool_mode_retry_count`] says;
+    /// then another. Never together with an effect.
+    pub retry_same: bool,
 }
 
-/// Most 400s are the client's; a few are the provider's bad moment, or about the account.
-fn bad_request(body: &[u8]) -> Verdict {
-    let Some(text) = message::raw(body).map(|text| text.to_lowercase()) else {
-        return Verdict::ClientFault;
-    };
-    let says = |phrase: &str| says(&text, phrase);
-    if says("organization has been disabled") || says("identity verification is required") {
-        return Verdict::BadCredential;
-    }
-    let processing = ["your", "the", "this"]
-        .iter()
-        .any(|which| says(&format!("while processing {which} request")));
-    let help = says("retry") && says("help.openai.com") && says("request id");
-    match (processing && says("error")) || help {
-        true => Verdict::Failed,
-        false => Verdict::ClientFault,
-    }
-}
-
-/// Whether the upstream itself says `phrase`. What stands behind a quotation mark may be the
-/// client's own words repeated to it, with which it must not be able to accuse an account.
-fn says(text: &str, phrase: &str) -> bool {
-    let own = match opening_quote(text) {
-        Some(start) => &text[..start],
-        None => text,
-    };
-    own.contains(phrase)
-}
-
-/// Where the first quotation begins; the apostrophe of "couldn't" begins none.
-fn opening_quote(text: &str) -> Option<usize> {
-    let mut before = ' ';
-    for (at, c) in text.char_indices() {
-        let quote = match c {
-            '"' | '`' | '\u{201c}' | '\u{2018}' => true,
-            '\'' => !before.is_alphanumeric(),
-            _ => false,
-        };
-        if quote {
-            return Some(at);
+impl Reading {
+    /// Nothing to say about the account.
+    const fn only(verdict: Verdict) -> Self {
+        Reading {
+            verdict,
+            effect: Effect::None,
+            retry_same: false,
         }
-        before = c;
-    }
-    None
-}
-
-/// Codes and types that say the account has no more to spend for now.
-const LIMIT_CODES: [&str; 5] = [
-    "insufficient_quota",
-    "rate_limit_error",
-    "rate_limit_exceeded",
-    "usage_limit_reached",
-    "usage_not_included",
-];
-
-/// Codes and types that say the account itself is not accepted.
-const CREDENTIAL_CODES: [&str; 8] = [
-    "account_deactivated",
-    "authentication_error",
-    "billing_error",
-    "deactivated_workspace",
-    "invalid_api_key",
-    "permission_error",
-    "token_invalidated",
-    "token_revoked",
-];
-
-/// Codes and types that say the provider is full.
-const OVERLOAD_CODES: [&str; 3] = ["overloaded_error", "server_is_overloaded", "slow_down"];
-
-/// Words in any of type, code and message that put the failure down to the request.
-const CLIENT_WORDS: [&str; 5] = [
-    "invalid_request",
-    "policy",
-    "safety",
-    "not allowed",
-    "violation",
-];
-
-/// Codes of `response.error.code` in the public API reference that are about the request, as far as
-/// they have neither a word above nor a prefix below.
-const CLIENT_CODES: [&str; 4] = [
-    "context_length_exceeded",
-    "empty_image_file",
-    "failed_to_download_image",
-    "unsupported_image_media_type",
-];
-
-/// `invalid_prompt`, `invalid_image_url`, `image_too_large`, `image_parse_error` and their kin.
-const CLIENT_CODE_PREFIXES: [&str; 2] = ["invalid_", "image_"];
-
-/// Judges a failure that a stream reports before it has produced anything, after a status of 200.
-pub fn stream_failure(failure: &Failure) -> Verdict {
-    let lower = |field: &Option<String>| field.as_deref().unwrap_or_default().to_lowercase();
-    let (kind, code) = (lower(&failure.kind), lower(&failure.code));
-    let is_one_of = |list: &[&str]| list.contains(&&*code) || list.contains(&&*kind);
-    if is_one_of(&LIMIT_CODES) {
-        return Verdict::Limited { retry_after: None };
-    }
-    if is_one_of(&CREDENTIAL_CODES) {
-        return Verdict::BadCredential;
-    }
-    if is_one_of(&OVERLOAD_CODES) {
-        return Verdict::Overloaded;
-    }
-    let by_code = is_one_of(&CLIENT_CODES)
-        || CLIENT_CODE_PREFIXES
-            .iter()
-            .any(|prefix| code.starts_with(prefix));
-    let text = format!("{kind}\n{code}\n{}", lower(&failure.message));
-    match by_code || CLIENT_WORDS.iter().any(|word| text.contains(word)) {
-        true => Verdict::ClientFault,
-        false => Verdict::Failed,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// Whose way to write errors and limits an upstream has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// OpenAI and everything that imitates it.
+    OpenAi,
+    /// Anthropic.
+    Anthropic,
+}
 
-    fn judge(status: u16, body: &str) -> Verdict {
-        openai(
+/// What an account proves itself with, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// A provider's API key. Pool mode and custom error codes are for these accounts only.
+    ApiKey,
+    /// A token that can be renewed, or a set-up token: being refused may pass.
+    OAuth,
+}
+
+/// For how long an account is left alone, where the upstream does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cooldowns {
+    /// After a 429 without any information; not used for Anthropic, whose 429 of that kind is no real
+    /// limit.
+    pub limited: Duration,
+    /// After a 529; zero = it means nothing for the account.
+    pub overloaded: Duration,
+    /// After a 401 to a token that may be renewed.
+    pub unauthorized: Duration,
+}
+
+impl Default for Cooldowns {
+    fn default() -> Self {
+        Cooldowns {
+            // Change 11.
+            limited: Duration::from_secs(30),
+            // SPEC 7.6, `rate_limit.overload_cooldown_minutes`.
+            overloaded: Duration::from_secs(10 * 60),
+            // SPEC 7.6, `rate_limit.oauth_401_cooldown_minutes`.
+            unauthorized: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+/// An upstream's answer with a status that is no success.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal<'a> {
+    /// Its status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Its body, as much as was read of it (at most 2 MiB).
+    pub body: &'a [u8],
+    /// When it came.
+    pub now: SystemTime,
+}
+
+/// Reads what one account's upstream answers. Made for each attempt; costs nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Judge<'a> {
+    /// How the upstream writes errors.
+    pub shape: Shape,
+    /// What the account proves itself with.
+    pub credential: CredentialKind,
+    /// What the account's options say about errors.
+    pub policy: &'a ErrorPolicy,
+    /// Settings.
+    pub cooldowns: Cooldowns,
+}
+
+impl Judge<'_> {
+    /// Reads an answer by its status, headers and body. A success is fine whatever it holds.
+    pub fn refusal(&self, refusal: &Refusal<'_>) -> Reading {
+        if (100..300).contains(&refusal.status) {
+            return Reading::only(Verdict::Fine);
+        }
+        if !self.lists(refusal.status) {
+            return Reading::only(Verdict::Unlisted);
+        }
+        let said = message::Said::by_body(refusal.body);
+        let row = self.row(&table::Answer {
+            status: refusal.status,
+            headers: refusal.headers,
+            said: &said,
+            in_stream: false,
+            now: refusal.now,
+        });
+        self.apply(refusal.status, row, refusal.body)
+    }
+
+    /// Reads a failure that a stream reports before it has produced anything, after a status of 200;
+    /// `headers` are those of that answer.
+    pub fn stream_failure(
+        &self,
+        failure: &Failure,
+        headers: &HeaderMap,
+        now: SystemTime,
+    ) -> Reading {
+        let status = stream::equivalent_status(self.shape, failure);
+        let said = message::Said::by_failure(failure);
+        let row = self.row(&table::Answer {
             status,
-            &HeaderMap::new(),
-            body.as_bytes(),
-            SystemTime::UNIX_EPOCH,
-        )
+            headers,
+            said: &said,
+            in_stream: true,
+            now,
+        });
+        let row = match self.lists(status) {
+            true => row,
+            // No status was sent that could be unlisted; it just means nothing for the account.
+            false => table::Row {
+                effect: Effect::None,
+                ..row
+            },
+        };
+        self.apply(status, row, stream::text(failure).as_bytes())
     }
 
-    #[test]
-    fn every_status() {
-        use Verdict::*;
-        let limited = Limited { retry_after: None };
-        #[rustfmt::skip]
-        let rows: [(&[u16], Verdict); 6] = [
-            (&[100, 101, 103, 200, 201, 202, 204, 299], Fine),
-            (&[400, 404, 405, 406, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 422, 424, 426, 428, 431, 451, 499], ClientFault),
-            (&[401, 402, 403], BadCredential),
-            (&[429], limited),
-            (&[529], Overloaded),
-            (&[0, 99, 300, 301, 302, 304, 307, 308, 399, 407, 408, 421, 425, 500, 501, 502, 503, 504, 520, 524, 528, 530, 599, 600, 999], Failed),
-        ];
-        for (statuses, verdict) in rows {
-            for &status in statuses {
-                assert_eq!(judge(status, ""), verdict, "{status}");
+    /// No answer: refused, reset, timed out, broken off before any output.
+    pub fn transport_failure(&self) -> Reading {
+        Reading {
+            effect: Effect::Failing,
+            ..Reading::only(Verdict::Failed)
+        }
+    }
+
+    /// Whether a status means anything for the account.
+    fn lists(&self, status: u16) -> bool {
+        self.custom_codes()
+            .is_none_or(|codes| codes.contains(&status))
+    }
+
+    fn custom_codes(&self) -> Option<&[u16]> {
+        match self.credential {
+            CredentialKind::ApiKey => self.policy.custom_error_codes.as_deref(),
+            CredentialKind::OAuth => None,
+        }
+    }
+
+    /// What the account's options make of a row of the table.
+    fn apply(&self, status: u16, row: table::Row, body: &[u8]) -> Reading {
+        let pool = self.policy.pool_mode && self.credential == CredentialKind::ApiKey;
+        let (mut verdict, mut effect) = (row.verdict, row.effect);
+        if pool && self.custom_codes().is_none() {
+            effect = Effect::None;
+        } else if status != 401
+            && self.lists(status)
+            && let Some(rule) = self.policy.rule_for(status, body)
+        {
+            effect = rule.effect();
+            if !verdict.fails_over() {
+                verdict = Verdict::Failed;
             }
         }
-    }
-
-    #[test]
-    fn what_fails_over_and_under_which_name() {
-        let rows = [
-            (Verdict::Fine, false, "fine"),
-            (Verdict::ClientFault, false, "client_fault"),
-            (Verdict::BadCredential, true, "bad_credential"),
-            (Verdict::Limited { retry_after: None }, true, "limited"),
-            (Verdict::Overloaded, true, "overloaded"),
-            (Verdict::Failed, true, "failed"),
-        ];
-        for (verdict, fails_over, label) in rows {
-            assert_eq!(verdict.fails_over(), fails_over, "{label}");
-            assert_eq!(verdict.label(), label);
-        }
-    }
-
-    #[test]
-    fn the_texts_of_a_400() {
-        use Verdict::{BadCredential, ClientFault, Failed};
-        let json = |message: &str| serde_json::json!({"error": {"message": message}}).to_string();
-        let transient = "An error occurred while processing your request. You can retry your request, \
-                         or contact us through our help center at help.openai.com if the error persists. \
-                         Please include the request ID req_1 in your message.";
-        #[rustfmt::skip]
-        let rows = [
-            (json(transient), Failed),
-            (json(&transient.to_uppercase()), Failed),
-            (transient.to_owned(), Failed),
-            (json("An error occurred while processing this request."), Failed),
-            (json("Error while processing the request"), Failed),
-            (json("We couldn't do it: error while processing the request"), Failed),
-            (json("Please retry, or visit help.openai.com with your request ID"), Failed),
-            (serde_json::json!({"message": transient}).to_string(), Failed),
-            (serde_json::json!({"error": transient}).to_string(), Failed),
-            (json("This organization has been disabled."), BadCredential),
-            (json("Your organization has been disabled"), BadCredential),
-            (json("Identity verification is required to use this model"), BadCredential),
-            // Not enough of it.
-            (json("The image could not be read while processing your request"), ClientFault),
-            (json("Please retry with your request ID"), ClientFault),
-            (json("See help.openai.com"), ClientFault),
-            (json("Your credit balance is too low"), ClientFault),
-            (json("Unsupported parameter"), ClientFault),
-            (json(""), ClientFault),
-            (String::new(), ClientFault),
-            ("{}".to_owned(), ClientFault),
-            ("null".to_owned(), ClientFault),
-            // The client's own words, repeated to it.
-            (json(&format!("Invalid value: '{transient}'")), ClientFault),
-            (json(&format!("Invalid value: \"{transient}\"")), ClientFault),
-            (json("Unknown model `organization has been disabled`"), ClientFault),
-            (serde_json::json!({"error": {"message": "no", "param": transient}}).to_string(), ClientFault),
-            // An object that is cut short could hide what is quoted and what is not.
-            (json(transient)[..200].to_owned(), ClientFault),
-        ];
-        for (body, verdict) in rows {
-            assert_eq!(judge(400, &body), verdict, "{body}");
-        }
-        // Nowhere else does the text matter.
-        assert_eq!(judge(404, &json(transient)), ClientFault);
-        assert_eq!(judge(422, &json(transient)), ClientFault);
-    }
-
-    #[test]
-    fn failures_within_a_stream() {
-        use Verdict::*;
-        let limited = Limited { retry_after: None };
-        #[rustfmt::skip]
-        let rows = [
-            ("", "", "", Failed),
-            ("", "server_error", "The server had an error", Failed),
-            ("server_error", "", "", Failed),
-            ("upstream_error", "something_new", "who knows", Failed),
-            ("", "", "Connection reset", Failed),
-            ("", "rate_limit_exceeded", "Rate limit reached", limited),
-            ("requests", "rate_limit_exceeded", "", limited),
-            ("tokens", "Rate_Limit_Exceeded", "", limited),
-            ("usage_limit_reached", "", "", limited),
-            ("rate_limit_error", "", "", limited),
-            ("insufficient_quota", "insufficient_quota", "You exceeded your quota", limited),
-            ("", "usage_not_included", "", limited),
-            ("invalid_request_error", "invalid_api_key", "Incorrect API key", BadCredential),
-            ("authentication_error", "", "", BadCredential),
-            ("permission_error", "", "", BadCredential),
-            ("", "account_deactivated", "", BadCredential),
-            ("", "server_is_overloaded", "", Overloaded),
-            ("", "slow_down", "", Overloaded),
-            ("overloaded_error", "", "", Overloaded),
-            ("invalid_request_error", "", "", ClientFault),
-            ("invalid_request_error", "unknown_parameter", "", ClientFault),
-            ("", "content_policy_violation", "", ClientFault),
-            ("", "image_content_policy_violation", "", ClientFault),
-            ("", "invalid_prompt", "", ClientFault),
-            ("", "invalid_image_url", "", ClientFault),
-            ("", "image_too_large", "", ClientFault),
-            ("", "context_length_exceeded", "", ClientFault),
-            ("", "cyber_policy", "", ClientFault),
-            ("", "empty_image_file", "", ClientFault),
-            ("", "vector_store_timeout", "", Failed),
-            ("", "", "Your request was flagged by our Safety system", ClientFault),
-            ("", "", "This is against our usage POLICY", ClientFault),
-            ("", "", "This tool is not allowed here", ClientFault),
-            ("", "server_error", "Terms violation", ClientFault),
-        ];
-        for (kind, code, message, verdict) in rows {
-            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            let failure = Failure {
-                kind: some(kind),
-                code: some(code),
-                message: some(message),
-            };
-            assert_eq!(stream_failure(&failure), verdict, "{failure:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_answer_is_judged(status in any::<u16>(), body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let verdict = openai(status, &HeaderMap::new(), &body, SystemTime::UNIX_EPOCH);
-            prop_assert_eq!(verdict == Verdict::Fine, (100..300).contains(&status));
-        }
-
-        #[test]
-        fn quoted_words_never_accuse(before in "[a-z ]{0,10}", quote in "['\"`]", after in "[ -~]{0,10}") {
-            let text = format!("{before} {quote}organization has been disabled{after}");
-            prop_assert!(!says(&text, "organization has been disabled"));
+        let again = matches!(status, 401 | 403 | 429) || row.transient;
+        Reading {
+            retry_same: pool && again && effect == Effect::None,
+            verdict,
+            effect,
         }
     }
 }
+#[cfg(test)]
+mod tests;

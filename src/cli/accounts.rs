@@ -12,12 +12,17 @@ use crate::storage::Names;
 /// Commands on accounts.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// List and show.
+    /// List and show: the status says whether an account may be chosen now.
     #[command(flatten)]
     Objects(objects::Command),
     /// Take accounts out of scheduling; running requests finish.
     Pause(Which),
-    /// Put accounts back, and end their cool-downs.
+    /// Put accounts back, and lift what has kept them from being used.
+    #[command(after_help = "\
+        Lifts the pause and every condition that `accounts show` names: errors (which end in no other \
+        way), rate limits, overload, temporary exclusions and cool-downs, those of single models too, \
+        and forgets the refusals that count towards an error. What the resource file says (enabled, \
+        schedulable, expires_at) stays. A running server follows within a second.")]
     Resume(Which),
 }
 
@@ -37,14 +42,14 @@ pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     match command {
         Command::Objects(command) => {
             let accounts = open::with_store(file, async |store| {
-                Ok(store.list_accounts(command.name()).await?)
+                Ok(store.list_accounts(command.name(), Utc::now()).await?)
             })?;
             let columns = [
                 "name",
                 "platform",
                 "type",
-                "enabled",
-                "paused",
+                "status",
+                "until",
                 "groups",
                 "concurrency",
                 "priority",

@@ -61,3 +61,22 @@ pub fn groups(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     let columns = ["name", "platform", "enabled", "rate_multiplier", "accounts"];
     print(&command, "group", &objects, &columns)
 }
+
+/// `tollgate rules ...`
+pub fn rules(file: Option<&Path>, command: Command) -> Result<(), Failure> {
+    let objects = open::with_store(file, async |store| {
+        Ok(store.list_rules(command.name()).await?)
+    })?;
+    let columns = [
+        "name",
+        "enabled",
+        "priority",
+        "error_codes",
+        "keywords",
+        "match_mode",
+        "platforms",
+        "response_code",
+        "custom_message",
+    ];
+    print(&command, "rule", &objects, &columns)
+}

@@ -41,12 +41,35 @@ pub fn show<T: Serialize>(object: &T, json: bool) -> Result<(), Failure> {
         return write_out(&format!("{}\n", serde_json::to_string_pretty(&value)?));
     }
     let fields: Vec<(&String, &Value)> = value.as_object().into_iter().flatten().collect();
+    write_out(&lines(&fields))
+}
+
+/// One field a line; of a list of objects one object a line.
+fn lines(fields: &[(&String, &Value)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut out = String::new();
     for (name, value) in fields {
-        out.push_str(&format!("{name:width$}  {}\n", cell(value)));
+        match value {
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                for (index, item) in items.iter().enumerate() {
+                    let name = if index == 0 { name.as_str() } else { "" };
+                    out.push_str(&format!("{name:width$}  {}\n", inline(item)));
+                }
+            }
+            value => out.push_str(&format!("{name:width$}  {}\n", cell(value))),
+        }
     }
-    write_out(&out)
+    out
+}
+
+/// An object's fields on one line, those that are not set left out.
+fn inline(object: &Value) -> String {
+    let fields = object.as_object().into_iter().flatten();
+    let given = fields.filter(|(_, value)| !value.is_null());
+    let parts: Vec<String> = given
+        .map(|(name, value)| format!("{name}: {}", cell(value)))
+        .collect();
+    parts.join(", ")
 }
 
 fn cell(value: &Value) -> String {
@@ -110,6 +133,30 @@ mod tests {
         ] {
             assert_eq!(cell(&value), shown);
         }
+    }
+
+    #[test]
+    fn a_list_of_objects_has_a_line_for_each() {
+        let object = serde_json::json!({
+            "name": "a",
+            "conditions": [
+                {"kind": "error", "model": null, "reason": "no\nmore"},
+                {"kind": "failing", "status": 500},
+            ],
+            "groups": ["g", "h"],
+        });
+        let fields: Vec<_> = object.as_object().unwrap().iter().collect();
+        let mut shown: Vec<String> = lines(&fields).lines().map(str::to_owned).collect();
+        shown.sort();
+        assert_eq!(
+            shown,
+            [
+                "            kind: failing, status: 500",
+                "conditions  kind: error, reason: no\\nmore",
+                "groups      g,h",
+                "name        a",
+            ]
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod references;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use tollgate_filters::passthrough::Rule;
 
 pub use references::{Kind, Reference};
 
@@ -25,6 +26,8 @@ pub struct Resources {
     pub users: Vec<UserResource>,
     /// `api_keys:`
     pub api_keys: Vec<ApiKeyResource>,
+    /// `error_passthrough_rules:`
+    pub error_passthrough_rules: Vec<Rule>,
     /// `prices:`; overrides of the price map.
     pub prices: PriceMap,
 }

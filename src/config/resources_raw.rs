@@ -4,6 +4,8 @@
 mod access;
 mod accounts;
 mod groups;
+mod options;
+mod rules;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -30,7 +32,7 @@ const KINDS: &[&str] = &[
     "prices",
 ];
 /// Kinds that this version does not have yet. Ignoring them would promise what is not kept.
-const LATER_KINDS: [&str; 3] = ["subscriptions", "channels", "error_passthrough_rules"];
+const LATER_KINDS: [&str; 2] = ["subscriptions", "channels"];
 
 /// What a warning says about a field that this version keeps but does not act on.
 const NOT_ENFORCED: &str = "stored, but not enforced by this version";
@@ -117,6 +119,11 @@ fn read_document<'a>(table: &Table<'a>, resources: &mut Resources, names: &mut N
     }
     for item in each("api_keys", "API keys") {
         resources.api_keys.extend(access::api_key(&item, names));
+    }
+    for item in each("error_passthrough_rules", "error passthrough rules") {
+        resources
+            .error_passthrough_rules
+            .extend(rules::rule(&item, names));
     }
     for kind in LATER_KINDS {
         if let Some(field) = table.get(kind).filter(|field| !field.is_empty()) {

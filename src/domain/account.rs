@@ -1,9 +1,12 @@
 //! Accounts: one provider credential each, that requests are sent through.
 
+pub mod options;
+
 use chrono::{DateTime, Utc};
 use tollgate_filters::verdict::ErrorPolicy;
 
-use super::{AccountId, GroupId, ModelMapping, Multiplier, Platform, Secret};
+use super::{AccountId, Condition, ConditionKind, GroupId, ModelMapping};
+use super::{Multiplier, Platform, Secret};
 
 /// What kind of credential an account holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -75,7 +78,7 @@ pub struct Account {
     pub expires_at: Option<DateTime<Utc>>,
     /// Egress proxy URL (may hold a password).
     pub proxy: Option<Secret>,
-    /// How its upstream errors are taken; read from `extra`.
+    /// How its upstream errors are taken: [`options::error_policy`] of `extra`.
     pub error_policy: ErrorPolicy,
     /// Options named as in the specification.
     pub extra: serde_json::Map<String, serde_json::Value>,
@@ -97,5 +100,227 @@ impl Account {
     /// The name `model` has at this account.
     pub fn upstream_model<'a>(&'a self, model: &'a str) -> &'a str {
         self.model_mapping.lookup(model).unwrap_or(model)
+    }
+}
+
+/// Whether an account may be chosen, in one word: the first of these that is so. Only what concerns
+/// every model counts; a condition about one model leaves the account as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccountStatus {
+    /// The resource says `enabled: false`, or a pruning `apply` did.
+    Disabled,
+    /// Taken out by `accounts pause`.
+    Paused,
+    /// The resource says `schedulable: false`.
+    Unschedulable,
+    /// Past its `expires_at`.
+    Expired,
+    /// Refused for good: [`ConditionKind::Error`].
+    Error,
+    /// [`ConditionKind::RateLimited`], and that ends last.
+    RateLimited,
+    /// [`ConditionKind::Overloaded`], and that ends last.
+    Overloaded,
+    /// [`ConditionKind::TempUnschedulable`], and that ends last.
+    TempUnschedulable,
+    /// Behind the others: [`ConditionKind::Failing`].
+    Failing,
+    /// None of these.
+    Active,
+}
+
+/// What an account's status is made of, besides its conditions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Intent {
+    /// [`Account::enabled`].
+    pub enabled: bool,
+    /// [`Account::paused`].
+    pub paused: bool,
+    /// [`Account::schedulable`].
+    pub schedulable: bool,
+    /// [`Account::expires_at`].
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl AccountStatus {
+    /// The status at `now`, and when it ends by itself.
+    pub fn of(
+        intent: Intent,
+        conditions: &[Condition],
+        now: DateTime<Utc>,
+    ) -> (AccountStatus, Option<DateTime<Utc>>) {
+        if !intent.enabled {
+            return (AccountStatus::Disabled, None);
+        }
+        if intent.paused {
+            return (AccountStatus::Paused, None);
+        }
+        if !intent.schedulable {
+            return (AccountStatus::Unschedulable, None);
+        }
+        if intent.expires_at.is_some_and(|end| end <= now) {
+            return (AccountStatus::Expired, None);
+        }
+        let standing = conditions
+            .iter()
+            .filter(|c| c.model.is_none() && c.holds(now));
+        // Errors before the rest, soft ones last; among equals the one that keeps it out longest.
+        let worst = standing.reduce(|worst, c| match rank(c.kind).cmp(&rank(worst.kind)) {
+            std::cmp::Ordering::Less => c,
+            std::cmp::Ordering::Equal if c.outlasts(worst) => c,
+            _ => worst,
+        });
+        match worst {
+            None => (AccountStatus::Active, None),
+            Some(condition) => (condition.kind.into(), condition.until),
+        }
+    }
+}
+
+fn rank(kind: ConditionKind) -> u8 {
+    match kind {
+        ConditionKind::Error => 0,
+        ConditionKind::RateLimited
+        | ConditionKind::Overloaded
+        | ConditionKind::TempUnschedulable => 1,
+        ConditionKind::Failing => 2,
+    }
+}
+
+impl From<ConditionKind> for AccountStatus {
+    fn from(kind: ConditionKind) -> AccountStatus {
+        match kind {
+            ConditionKind::RateLimited => AccountStatus::RateLimited,
+            ConditionKind::Overloaded => AccountStatus::Overloaded,
+            ConditionKind::TempUnschedulable => AccountStatus::TempUnschedulable,
+            ConditionKind::Error => AccountStatus::Error,
+            ConditionKind::Failing => AccountStatus::Failing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap()
+    }
+
+    fn condition(kind: ConditionKind, until: Option<i64>) -> Condition {
+        Condition {
+            kind,
+            model: None,
+            since: at(0),
+            until: until.map(at),
+            status: None,
+            reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_status_is_the_worst_that_holds() {
+        use AccountStatus as S;
+        use ConditionKind as K;
+        let fine = Intent {
+            enabled: true,
+            paused: false,
+            schedulable: true,
+            expires_at: Some(at(11)),
+        };
+        let limited = condition(K::RateLimited, Some(20));
+        let of_a_model = Condition {
+            model: Some("gpt-5".to_owned()),
+            ..condition(K::Error, None)
+        };
+        for (intent, conditions, want) in [
+            (fine, vec![], (S::Active, None)),
+            (fine, vec![of_a_model.clone()], (S::Active, None)),
+            // Of several the one that ends last, a soft one only when it is alone.
+            (
+                fine,
+                vec![limited.clone(), condition(K::Overloaded, Some(19))],
+                (S::RateLimited, Some(at(20))),
+            ),
+            (
+                fine,
+                vec![condition(K::Overloaded, Some(21)), limited.clone()],
+                (S::Overloaded, Some(at(21))),
+            ),
+            (
+                fine,
+                vec![condition(K::Failing, Some(99)), limited.clone()],
+                (S::RateLimited, Some(at(20))),
+            ),
+            (
+                fine,
+                vec![condition(K::Failing, Some(99))],
+                (S::Failing, Some(at(99))),
+            ),
+            (
+                fine,
+                vec![condition(K::TempUnschedulable, Some(11)), of_a_model],
+                (S::TempUnschedulable, Some(at(11))),
+            ),
+            (
+                fine,
+                vec![limited.clone(), condition(K::Error, None)],
+                (S::Error, None),
+            ),
+            (
+                fine,
+                vec![condition(K::Error, Some(12)), limited.clone()],
+                (S::Error, Some(at(12))),
+            ),
+            // At its end it is over.
+            (
+                fine,
+                vec![condition(K::RateLimited, Some(10))],
+                (S::Active, None),
+            ),
+            // What the operator says comes first.
+            (
+                Intent {
+                    expires_at: Some(at(10)),
+                    ..fine
+                },
+                vec![limited.clone()],
+                (S::Expired, None),
+            ),
+            (
+                Intent {
+                    schedulable: false,
+                    expires_at: Some(at(10)),
+                    ..fine
+                },
+                vec![],
+                (S::Unschedulable, None),
+            ),
+            (
+                Intent {
+                    schedulable: false,
+                    paused: true,
+                    ..fine
+                },
+                vec![],
+                (S::Paused, None),
+            ),
+            (
+                Intent {
+                    enabled: false,
+                    paused: true,
+                    ..fine
+                },
+                vec![limited],
+                (S::Disabled, None),
+            ),
+        ] {
+            assert_eq!(
+                AccountStatus::of(intent, &conditions, at(10)),
+                want,
+                "{conditions:?}"
+            );
+        }
     }
 }

@@ -19,23 +19,24 @@ pub struct Directory {
     accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>>,
     users: HashMap<UserId, Arc<User>>,
     keys: HashMap<KeyHash, Arc<ApiKey>>,
-    /// What of upstream errors reaches clients, in order of priority.
+    /// What of upstream errors reaches clients, by priority, then name; disabled ones too.
     pub error_rules: Vec<Rule>,
     /// Prices that win over the price map (`prices:` of the resources).
     pub price_overrides: PriceMap,
 }
 
 impl Directory {
-    /// Builds the indexes. Accounts of a group are kept in id order.
+    /// Builds the indexes. Accounts of a group are kept in id order, error rules by priority.
     pub fn new(
         version: i64,
         groups: Vec<Group>,
         accounts: Vec<Account>,
         users: Vec<User>,
         keys: Vec<ApiKey>,
-        error_rules: Vec<Rule>,
+        mut error_rules: Vec<Rule>,
         price_overrides: PriceMap,
     ) -> Directory {
+        error_rules.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
         let accounts: HashMap<_, _> = accounts.into_iter().map(|a| (a.id, Arc::new(a))).collect();
         let mut accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>> = HashMap::new();
         for account in accounts.values() {

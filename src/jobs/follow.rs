@@ -79,6 +79,8 @@ impl Follower {
         }
         let snapshot = Snapshot::new(directory, &self.prices.load());
         self.rooms.snapshot.store(Arc::new(snapshot));
+        // Requests in line look again: an account may have been added, or a limit raised.
+        self.rooms.changes.send_replace(());
         self.stale.store(false, Ordering::Relaxed);
         self.metrics.reloads.inc();
         Ok(())

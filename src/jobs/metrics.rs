@@ -19,6 +19,12 @@ pub struct JobMetrics {
     pub reloads: IntCounter,
     /// Times reading them failed; the last good picture stays in use.
     pub reload_errors: IntCounter,
+    /// Changes of accounts' conditions written.
+    pub conditions_written: IntCounter,
+    /// Bindings of responses to accounts written.
+    pub responses_written: IntCounter,
+    /// Times either could not be written; both are kept and tried again.
+    pub live_state_write_errors: IntCounter,
 }
 
 impl JobMetrics {
@@ -49,6 +55,18 @@ impl JobMetrics {
             reload_errors: m.counter(
                 "directory_reload_errors_total",
                 "Times reading them failed; the last good picture stays in use.",
+            ),
+            conditions_written: m.counter(
+                "conditions_written_total",
+                "Changes of the accounts' conditions written to the database.",
+            ),
+            responses_written: m.counter(
+                "response_bindings_written_total",
+                "Bindings of responses to accounts written to the database.",
+            ),
+            live_state_write_errors: m.counter(
+                "live_state_write_errors_total",
+                "Times conditions or bindings could not be written; they are tried again.",
             ),
         }
     }

@@ -1,4 +1,5 @@
-//! Forgets live state that has ended by itself: bindings and cool-downs.
+//! Forgets live state that has ended by itself (bindings, cool-downs, old responses) and takes back
+//! the leases of processes that are dead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use pingora::services::background::BackgroundService;
 
 use crate::state::LiveState;
 
-/// What has ended is never used, only kept; once a minute is soon enough for memory.
-const INTERVAL: Duration = Duration::from_secs(60);
+/// What has ended is never used, only kept, so memory would not need it as often; but the slots of a
+/// dead process are missed by those who wait (see [`crate::state::OWNER_LIFE`]).
+const INTERVAL: Duration = Duration::from_secs(15);
 
 /// The sweeper.
 pub struct Sweeper {

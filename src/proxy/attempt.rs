@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::Result;
 use pingora::http::RequestHeader;
 use tollgate_filters::headers::forward_openai;
 use tollgate_filters::peek;
 
+use super::exchange::Judged;
 use crate::domain::Account;
 use crate::providers::target::Target;
+use crate::scheduler::Pool;
 use crate::state::Lease;
 
 /// Up to here the pieces of a body are joined: one write costs less than three.
@@ -36,8 +39,14 @@ pub struct Attempt {
     pub upstream_model: String,
     /// Path at the upstream.
     pub path: String,
+    /// Among which accounts it was chosen.
+    pub pool: Pool,
+    /// What its answer is judged by.
+    pub judged: Judged,
     /// When it began.
     pub started: Instant,
+    /// The same by the clock on the wall, to which conditions are compared.
+    pub began: DateTime<Utc>,
     /// Whether the connection had been used before.
     pub reused: bool,
     /// Whether the request has been handed to the connection.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use http::HeaderValue;
@@ -12,15 +12,17 @@ use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tollgate_filters::reply::ErrorReply;
 use tollgate_filters::route::Dialect;
+use tollgate_filters::verdict::Effect;
 
 use super::Rooms;
 use super::attempt::Attempt;
 use super::downstream::WayBack;
 use super::exchange::{Exchange, Failure};
+use super::failover::retry_pause;
 use super::snapshot::Snapshot;
 use crate::auth::Principal;
 use crate::config::Config;
-use crate::domain::{Account, AccountId, ApiKey, Condition, UserId};
+use crate::domain::{Account, AccountId, ApiKey, AttemptTrace, UserId};
 use crate::state::{Lease, Ticket};
 
 /// Makes request ids: unique in time and across processes, without a system call each.
@@ -43,6 +45,13 @@ impl RequestIds {
     pub fn next(&self) -> String {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         format!("req_{:016x}{count:08x}", self.process)
+    }
+
+    /// A number that differs from request to request, for choices left to chance.
+    pub fn entropy(&self) -> u64 {
+        // Multiplied by the golden ratio, neighbours are far apart.
+        let count = self.next.load(Ordering::Relaxed);
+        self.process ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
@@ -80,20 +89,56 @@ pub struct Tries {
     pub switches: u32,
     /// Accounts that failed this request.
     pub excluded: Vec<AccountId>,
-    /// How the last attempt failed.
-    pub last: Option<Failure>,
+    /// Which account failed last, and how.
+    pub last: Option<(Arc<Account>, Failure)>,
+    /// The account to be tried again, how often it has been, and the moment of the next try.
+    pub again: Option<RetryHere>,
+    /// The account that served the request, and since when the attempt ran.
+    pub served: Option<AccountId>,
+    /// When that attempt began.
+    pub served_since: DateTime<Utc>,
+    /// The account its conversation is bound to has been waited for.
+    pub waited_for_bound: bool,
+    /// Every attempt that has ended.
+    pub trail: Vec<AttemptTrace>,
     /// Tries again after a kept-alive connection turned out to be dead.
     pub stale_connections: u32,
-    /// Until when the request may wait for accounts, over all its waits.
-    pub wait_until: Option<Instant>,
+    /// Time spent waiting for accounts, over all attempts.
+    pub waited: Duration,
     /// The place in the waiting lines.
     pub ticket: Option<Ticket>,
     /// Slots of failed attempts, until their accounts' cool-downs are set.
     pub leases: Vec<Lease>,
-    /// Conditions that the next hook that can wait will set.
-    pub conditions: Vec<(AccountId, Condition)>,
+    /// What attempts mean for their accounts, until the next hook that can wait sets it.
+    pub effects: Vec<AccountEffect>,
     /// What the record says of the last attempt whose request was sent upstream.
     pub sent: Option<SentAttempt>,
+}
+
+/// What an attempt means for its account.
+#[derive(Clone, Debug)]
+pub struct AccountEffect {
+    /// The account.
+    pub account: Arc<Account>,
+    /// What the upstream's answer means for it.
+    pub effect: Effect,
+    /// The upstream's status, if it answered.
+    pub status: Option<u16>,
+    /// The model asked for.
+    pub model: Arc<Asked>,
+    /// There was no answer: nothing but the connection has failed.
+    pub transport: bool,
+}
+
+/// Tries again on one account.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryHere {
+    /// The account.
+    pub account: AccountId,
+    /// How often it has been tried again.
+    pub count: u32,
+    /// The pause before the next try, while it is still to come.
+    pub pause: Option<Duration>,
 }
 
 /// What stays of an attempt whose request was sent.
@@ -108,6 +153,30 @@ pub struct SentAttempt {
 }
 
 impl Tries {
+    /// The next try is on the same account.
+    pub fn retry_here(&mut self, account: &Account) {
+        let count = self.retries_of(account.id);
+        self.again = Some(RetryHere {
+            account: account.id,
+            count: count + 1,
+            pause: retry_pause(account, count),
+        });
+    }
+
+    /// The next try is on another account.
+    pub fn go_elsewhere(&mut self, failed: AccountId) {
+        self.excluded.push(failed);
+        self.again = None;
+        self.switches += 1;
+    }
+
+    /// How often `account` has been tried again in a row.
+    pub fn retries_of(&self, account: AccountId) -> u32 {
+        self.again
+            .filter(|again| again.account == account)
+            .map_or(0, |again| again.count)
+    }
+
     /// Remembers an attempt, if its request was sent.
     pub fn note(&mut self, attempt: &Attempt) {
         if attempt.sent {
@@ -177,7 +246,7 @@ pub struct Context {
     /// The key that was presented, where it is known but was refused.
     pub refused_key: Option<Arc<ApiKey>>,
     /// What is asked.
-    pub asked: Option<Asked>,
+    pub asked: Option<Arc<Asked>>,
     /// Between client and upstream.
     pub exchange: Option<Arc<Mutex<Exchange>>>,
     /// How the real session comes back.

@@ -4,6 +4,7 @@
 //! held across an await.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -11,13 +12,15 @@ use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
+use tollgate_filters::passthrough::Rules;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::route::Dialect;
-use tollgate_filters::verdict::Verdict;
+use tollgate_filters::verdict::{Effect, Reading, Verdict};
 
 use super::answer;
-use super::relay::{Answer, LastWord, Relay, RelayRequest};
+use super::relay::{Answer, LastWord, Relay, RelayRequest, judge};
 use crate::config::{GatewayConfig, OnClientDisconnect};
+use crate::domain::Account;
 use crate::limits::bodies::BodyHold;
 
 /// Custom error types of an attempt, as Pingora carries them.
@@ -91,8 +94,47 @@ pub enum Tick {
 pub struct Failure {
     /// Status of the upstream, when there was one.
     pub status: Option<u16>,
-    /// Our reading of it.
-    pub verdict: Verdict,
+    /// Our reading of it: for the request and for the account.
+    pub reading: Reading,
+    /// What the upstream said; empty where it said nothing.
+    pub body: Bytes,
+    /// There was no answer, or it broke off: the way to the account may be at fault.
+    pub is_transport: bool,
+}
+
+impl Failure {
+    /// No answer, or one that cannot be used.
+    pub fn transport() -> Failure {
+        Failure {
+            is_transport: true,
+            ..Failure::of(Reading {
+                verdict: Verdict::Failed,
+                effect: Effect::Failing,
+                retry_same: false,
+            })
+        }
+    }
+
+    /// A failure that is told within an answer.
+    pub fn of(reading: Reading) -> Failure {
+        Failure {
+            status: None,
+            reading,
+            body: Bytes::new(),
+            is_transport: false,
+        }
+    }
+}
+
+/// What the current attempt's account means for the reading of its answer.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The account.
+    pub account: Arc<Account>,
+    /// Whether another account may be tried after this attempt.
+    pub may_fail_over: bool,
+    /// Whether the same account may be tried again.
+    pub may_retry: bool,
 }
 
 /// Limits of time that the exchange watches.
@@ -138,8 +180,8 @@ pub struct Exchange {
     pub status: u16,
     /// The body, until the first byte of an answer is released.
     pub body: Option<HeldBody>,
-    /// Whether another account may be tried after this attempt.
-    pub may_fail_over: bool,
+    /// What the answer is judged by; set when an attempt begins.
+    pub judged: Option<Judged>,
     /// Set when the answer shows that the attempt failed.
     pub failure: Option<Failure>,
     /// What was seen of the current attempt's answer.
@@ -149,6 +191,9 @@ pub struct Exchange {
     stream: bool,
     limits: Limits,
     relay: Relay,
+    rules: Arc<Rules>,
+    /// A passthrough rule says that the client's error is not to be reported as one.
+    pub unmonitored: bool,
     /// When the client left.
     client_gone: Option<Instant>,
     /// The client has the whole answer.
@@ -171,6 +216,7 @@ impl Exchange {
         request_id: HeaderValue,
         stream: bool,
         limits: Limits,
+        rules: Arc<Rules>,
         body: HeldBody,
     ) -> Exchange {
         let now = Instant::now();
@@ -180,7 +226,7 @@ impl Exchange {
             reply: Reply::NotStarted,
             status: 0,
             body: Some(body),
-            may_fail_over: false,
+            judged: None,
             failure: None,
             answer: Answer::default(),
             dialect,
@@ -188,6 +234,8 @@ impl Exchange {
             stream,
             limits,
             relay: Relay::Awaited,
+            rules,
+            unmonitored: false,
             client_gone: None,
             delivered: false,
             last_upstream: now,
@@ -222,8 +270,9 @@ impl Exchange {
     }
 
     /// A new attempt begins: what was seen of the last one is forgotten.
-    pub fn begin_attempt(&mut self, pieces: VecDeque<Bytes>, now: Instant) {
+    pub fn begin_attempt(&mut self, pieces: VecDeque<Bytes>, judged: Judged, now: Instant) {
         self.pieces = pieces;
+        self.judged = Some(judged);
         self.phase = Phase::Attempting;
         self.failure = None;
         self.answer = Answer::default();
@@ -433,19 +482,39 @@ impl Exchange {
         }
     }
 
+    /// Whether a failure read like this leads to another attempt.
+    fn goes_again(&self, reading: &Reading) -> bool {
+        let Some(judged) = &self.judged else {
+            return false;
+        };
+        let elsewhere = reading.verdict.fails_over() && judged.may_fail_over;
+        let here = reading.retry_same && judged.may_retry;
+        (elsewhere || here) && !self.is_client_gone()
+    }
+
     fn judge_refusal(&mut self) -> Judgement {
         let Relay::Refused(refusal) = std::mem::replace(&mut self.relay, Relay::Awaited) else {
             return Judgement::Hold;
         };
-        let verdict = refusal.verdict(SystemTime::now());
-        self.failure = Some(Failure {
+        let Some(judged) = self.judged.clone() else {
+            return self.write_reply(&errors::upstream_failed());
+        };
+        let reading = refusal.reading(&judge(&judged.account), SystemTime::now());
+        let failure = Failure {
             status: Some(refusal.status()),
-            verdict,
-        });
-        if verdict.fails_over() && self.may_fail_over && !self.is_client_gone() {
+            reading,
+            body: refusal.body(),
+            is_transport: false,
+        };
+        let again = self.goes_again(&failure.reading);
+        self.failure = Some(failure.clone());
+        if again {
             return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
         }
-        match refusal.last_word(&verdict) {
+        if let Some(reply) = self.by_rule(&judged.account, &failure) {
+            return self.write_reply(&reply);
+        }
+        match refusal.last_word(&failure) {
             LastWord::Relay(head, body) if self.reply == Reply::NotStarted => {
                 self.reply_done(head.status.as_u16());
                 Judgement::Write {
@@ -458,6 +527,16 @@ impl Exchange {
             }
             LastWord::Own(reply) => self.write_reply(&reply),
         }
+    }
+
+    /// What the client is told of a final upstream error, if the operator has a rule for it.
+    pub fn by_rule(&mut self, account: &Account, failure: &Failure) -> Option<ErrorReply> {
+        let status = failure.status?;
+        let rule = self
+            .rules
+            .find(account.platform.as_str(), status, &failure.body)?;
+        self.unmonitored |= rule.skip_monitoring;
+        Some(rule.reply(status, &failure.body))
     }
 
     fn judge_stream(
@@ -475,33 +554,36 @@ impl Exchange {
         };
         if self.reply != Reply::Released {
             stream.held.append(&mut tasks);
-            if let Some(verdict) = stream.failed_before_output() {
-                let verdict = *verdict;
-                let fails_over = verdict.fails_over();
-                self.failure = Some(Failure {
-                    status: None,
-                    verdict,
-                });
-                if fails_over && self.may_fail_over && self.client_gone.is_none() {
+            let judged = self.judged.as_ref();
+            let (failed_first, has_output, is_full) = (
+                judged.and_then(|judged| {
+                    stream.failed_before_output(&judge(&judged.account), SystemTime::now())
+                }),
+                stream.has_output(),
+                stream.is_full(),
+            );
+            if let Some(reading) = failed_first {
+                let again = self.goes_again(&reading);
+                self.failure = Some(Failure::of(reading));
+                if again {
                     return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
                 }
                 // Final: the provider's own words are the best answer there is.
-            } else if !stream.has_output() {
+            } else if !has_output {
                 if let Some(error) = error {
                     return Judgement::Fail(error);
                 }
                 if end {
-                    self.failure = Some(Failure {
-                        status: None,
-                        verdict: Verdict::Failed,
-                    });
+                    self.failure = Some(Failure::transport());
                     return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
                 }
-                if !stream.is_full() {
+                if !is_full {
                     return Judgement::Hold;
                 }
             }
-            tasks = std::mem::take(&mut stream.held);
+            if let Relay::Stream(stream) = &mut self.relay {
+                tasks = std::mem::take(&mut stream.held);
+            }
         }
         self.release(tasks, end, error)
     }
@@ -536,10 +618,7 @@ impl Exchange {
             return self.write_reply(&errors::upstream_response_too_large());
         }
         let Some((head, body)) = collected.take_answer(&mut self.answer) else {
-            self.failure = Some(Failure {
-                status: None,
-                verdict: Verdict::Failed,
-            });
+            self.failure = Some(Failure::transport());
             return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
         };
         let tasks = match head {

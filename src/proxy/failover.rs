@@ -1,20 +1,21 @@
 //! After a failed attempt: again, and where? Or what is the last word?
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use chrono::Utc;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType};
 use tollgate_filters::reply::{ErrorReply, errors};
-use tollgate_filters::verdict::Verdict;
+use tollgate_filters::verdict::{Effect, Verdict};
 
-use super::context::Context;
+use super::attempt::Attempt;
+use super::context::{AccountEffect, Context};
 use super::exchange::{Failure, Reply, ending};
 use super::relay::own_word;
-use crate::domain::Account;
-use crate::scheduler;
-
-/// Tries again on the same account after a kept-alive connection turned out to be dead. The pool
-/// may hold more than one such connection.
-const STALE_RETRIES: u32 = 2;
+use crate::domain::{Account, AttemptTrace};
+use crate::scheduler::retry::{Failed, Tried, same_account};
+use crate::scheduler::{Outcome, Pool};
 
 /// A bounded label for an error of Pingora's.
 pub fn label(error: &Error) -> &'static str {
@@ -43,12 +44,7 @@ enum End {
 }
 
 fn classify(ctx: &Context, error: &Error) -> End {
-    let failed = |verdict| {
-        End::Account(Failure {
-            status: None,
-            verdict,
-        })
-    };
+    let failed = || End::Account(Failure::transport());
     if let Some(exchange) = &ctx.exchange
         && let Some(failure) = exchange.lock().failure.clone()
     {
@@ -57,11 +53,11 @@ fn classify(ctx: &Context, error: &Error) -> End {
     match error.etype() {
         // Said by our own watch over the client's session, which is why Pingora calls them
         // downstream errors.
-        ErrorType::Custom(ending::HEADER_TIMEOUT | ending::STALLED) => failed(Verdict::Failed),
+        ErrorType::Custom(ending::HEADER_TIMEOUT | ending::STALLED) => failed(),
         ErrorType::Custom(ending::DRAIN_DEADLINE) => End::Client,
         _ => match error.esource() {
             ErrorSource::Downstream => End::Client,
-            ErrorSource::Upstream => failed(Verdict::Failed),
+            ErrorSource::Upstream => failed(),
             ErrorSource::Internal | ErrorSource::Unset => End::Own,
         },
     }
@@ -75,10 +71,11 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
     };
     // The last attempt stays known for the record; its slot does not stay held.
     ctx.tries.note(&attempt);
-    let account = attempt.account.clone();
+    let ended = EndedAttempt::of(&attempt);
     let (reused, target) = (attempt.reused, attempt.target.clone());
+    let judged = attempt.judged.clone();
     let address = attempt.address.ip();
-    // Held until the account's cool-down is set: whoever waits for the slot should not get it first.
+    // Held until the account's condition is set: whoever waits for the slot should not get it first.
     ctx.tries.leases.push(attempt.lease);
     let Some(exchange) = ctx.exchange.clone() else {
         return false;
@@ -94,17 +91,19 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
     ctx.cut |= released;
     match end {
         End::Client => {
-            exchange.lock().client_left(std::time::Instant::now());
-            count_attempt(ctx, &account, "client_gone");
+            exchange.lock().client_left(Instant::now());
+            ctx.rooms.scheduler.health().said_nothing(ended.account.id);
+            count_attempt(ctx, &ended, "client_gone", None);
             false
         }
         End::Own => {
-            count_attempt(ctx, &account, "internal");
+            ctx.rooms.scheduler.health().said_nothing(ended.account.id);
+            count_attempt(ctx, &ended, "internal", None);
             false
         }
         End::Account(failure) => {
             let reason = match error.etype() {
-                ErrorType::Custom(ending::FAILED_ATTEMPT) => failure.verdict.label(),
+                ErrorType::Custom(ending::FAILED_ATTEMPT) => failure.reading.verdict.label(),
                 _ => label(error),
             };
             let transport = failure.status.is_none();
@@ -117,73 +116,170 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
                 && reused
                 && !header_seen
                 && matches!(reason, "reset" | "protocol")
-                && ctx.tries.stale_connections < STALE_RETRIES;
+                && same_account(
+                    &ended.account.error_policy,
+                    Failed::Stale,
+                    Tried {
+                        stale: ctx.tries.stale_connections,
+                        on_account: 0,
+                    },
+                )
+                .is_some();
             if stale && !released && !gone {
                 ctx.tries.stale_connections += 1;
-                count_attempt(ctx, &account, "stale_connection");
+                count_attempt(ctx, &ended, "stale_connection", None);
                 exchange.lock().end_attempt();
                 return true;
             }
-            let may_fail_over = exchange.lock().may_fail_over;
-            account_failed(ctx, &account, failure, reason);
-            if released || gone || !may_fail_over {
-                return false;
+            let again = if released || gone {
+                Again::No
+            } else if failure.reading.retry_same && judged.may_retry {
+                Again::Here
+            } else if judged.may_fail_over && failure.reading.verdict.fails_over() {
+                Again::Elsewhere
+            } else {
+                Again::No
+            };
+            account_failed(ctx, &ended, failure, reason);
+            match again {
+                Again::No => return false,
+                Again::Here => ctx.tries.retry_here(&ended.account),
+                Again::Elsewhere => ctx.tries.go_elsewhere(ended.account.id),
             }
             exchange.lock().end_attempt();
-            ctx.tries.switches += 1;
-            ctx.rooms
-                .metrics
-                .failovers
-                .with_label_values(&[account.platform.as_str(), reason])
+            let metrics = &ctx.rooms.metrics;
+            let counter = match again {
+                Again::Here => &metrics.retries,
+                _ => &metrics.failovers,
+            };
+            counter
+                .with_label_values(&[ended.account.platform.as_str(), reason])
                 .inc();
             true
         }
     }
 }
 
-/// Notes that `account` failed this request, and what that means for others.
-pub fn account_failed(ctx: &mut Context, account: &Account, failure: Failure, reason: &str) {
-    count_attempt(ctx, account, reason);
-    if let Some(condition) = scheduler::condition_for(&failure.verdict, Utc::now()) {
-        log::info!(
-            target: "tollgate::failover",
-            "request.id" = ctx.id.as_str(),
-            "account" = account.name.as_str(),
-            "reason" = reason,
-            "status" = failure.status.unwrap_or(0),
-            "condition" = condition.kind.as_str(),
-            "until" = condition.until.map_or_else(String::new, |until| until.to_rfc3339());
-            "account failed"
-        );
-        ctx.tries.conditions.push((account.id, condition));
+/// How long to wait before an account that has been tried again `retries` times is so once more;
+/// `None` = it is not.
+pub fn retry_pause(account: &Account, retries: u32) -> Option<Duration> {
+    let tried = Tried {
+        stale: 0,
+        on_account: retries,
+    };
+    same_account(&account.error_policy, Failed::RetryableHere, tried)
+}
+
+/// Where a request goes after a failed attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    No,
+    Here,
+    Elsewhere,
+}
+
+/// What stays of an attempt when it is over.
+pub struct EndedAttempt {
+    /// The account.
+    pub account: Arc<Account>,
+    /// Among which it was chosen.
+    pub pool: Pool,
+    /// When it began.
+    pub started: Instant,
+}
+
+impl EndedAttempt {
+    /// Of an attempt that ends now.
+    pub fn of(attempt: &Attempt) -> EndedAttempt {
+        EndedAttempt {
+            account: attempt.account.clone(),
+            pool: attempt.pool.clone(),
+            started: attempt.started,
+        }
     }
-    ctx.tries.excluded.push(account.id);
-    ctx.tries.last = Some(failure);
+}
+
+/// Notes that an account failed this request, and what that means for others. What it means for the
+/// account is set by the next hook that can wait.
+pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure, reason: &str) {
+    count_attempt(ctx, ended, reason, failure.status);
+    ended
+        .pool
+        .report(ended.account.id, Outcome::Failed, Utc::now());
+    log::info!(
+        target: "tollgate::failover",
+        "request.id" = ctx.id.as_str(),
+        "account" = ended.account.name.as_str(),
+        "reason" = reason,
+        "status" = failure.status.unwrap_or(0);
+        "account failed"
+    );
+    if let Some(asked) = &ctx.asked {
+        ctx.tries.effects.push(AccountEffect {
+            account: ended.account.clone(),
+            effect: failure.reading.effect.clone(),
+            status: failure.status,
+            model: asked.clone(),
+            transport: failure.is_transport,
+        });
+    }
+    ctx.tries.last = Some((ended.account.clone(), failure));
 }
 
 /// An attempt whose answer the client has got may still say something about its account: a final
-/// refusal, or a stream that failed.
+/// refusal, or a stream that failed; else that it serves.
 pub fn judge_answered(ctx: &mut Context) {
-    let failure = ctx
-        .exchange
-        .as_ref()
-        .and_then(|exchange| exchange.lock().failure.take());
-    let Some(failure) = failure else { return };
-    let Some(attempt) = ctx.attempt.take() else {
+    let Some(exchange) = ctx.exchange.clone() else {
         return;
     };
-    ctx.tries.note(&attempt);
-    let reason = failure.verdict.label();
-    account_failed(ctx, &attempt.account, failure, reason);
+    let failure = exchange.lock().failure.take();
+    if let Some(failure) = failure {
+        let Some(attempt) = ctx.attempt.take() else {
+            return;
+        };
+        ctx.tries.note(&attempt);
+        let reason = failure.reading.verdict.label();
+        let client_fault = failure.reading.verdict == Verdict::ClientFault;
+        let ended = EndedAttempt::of(&attempt);
+        if client_fault && failure.reading.effect == Effect::None {
+            count_attempt(ctx, &ended, reason, failure.status);
+            ctx.tries.last = Some((ended.account, failure));
+        } else {
+            account_failed(ctx, &ended, failure, reason);
+        }
+        return;
+    }
+    let (first_token, complete) = {
+        let exchange = exchange.lock();
+        (exchange.answer.first_token_at, exchange.answer.complete)
+    };
+    if let Some(attempt) = &ctx.attempt
+        && complete
+    {
+        let first_token = first_token.map(|at| at.saturating_duration_since(attempt.started));
+        let id = attempt.account.id;
+        attempt
+            .pool
+            .report(id, Outcome::Served { first_token }, Utc::now());
+        ctx.rooms.scheduler.health().succeeded(id, attempt.began);
+        ctx.tries.served = Some(id);
+        ctx.tries.served_since = attempt.began;
+    }
 }
 
-/// Counts an ended attempt.
-pub fn count_attempt(ctx: &Context, account: &Account, result: &str) {
+/// Counts an ended attempt, and puts it on the request's trail.
+pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, status: Option<u16>) {
     ctx.rooms
         .metrics
         .attempts
-        .with_label_values(&[account.platform.as_str(), result])
+        .with_label_values(&[ended.account.platform.as_str(), result])
         .inc();
+    ctx.tries.trail.push(AttemptTrace {
+        account: ended.account.name.clone(),
+        result: result.to_owned(),
+        status,
+        duration_ms: super::finish::millis(ended.started.elapsed()),
+    });
 }
 
 /// The last word to the client when the request has failed.
@@ -198,11 +294,19 @@ pub fn last_word(ctx: &mut Context, error: &Error) -> ErrorReply {
     match error.etype() {
         ErrorType::Custom(ending::STALLED) if released => errors::stream_timeout(),
         _ if released => errors::stream_read_error(),
-        _ => match &ctx.tries.last {
-            Some(failure) => own_word(failure.status, &failure.verdict),
-            None => errors::upstream_failed(),
-        },
+        _ => exhausted(ctx).unwrap_or_else(errors::upstream_failed),
     }
+}
+
+/// What the client is told when the last account that was tried has failed: by a rule of the
+/// operator's, else in our words. `None` = none was tried.
+pub fn exhausted(ctx: &Context) -> Option<ErrorReply> {
+    let (account, failure) = ctx.tries.last.as_ref()?;
+    let by_rule = ctx
+        .exchange
+        .as_ref()
+        .and_then(|exchange| exchange.lock().by_rule(account, failure));
+    Some(by_rule.unwrap_or_else(|| own_word(failure)))
 }
 
 /// The address of a Unix or IP socket as an IP, for logs and rules.

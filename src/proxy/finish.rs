@@ -7,7 +7,7 @@ use tollgate_filters::usage::TokenUsage;
 
 use super::access_log;
 use super::context::{Context, SentAttempt};
-use super::failover::count_attempt;
+use super::failover::{EndedAttempt, count_attempt};
 use super::relay::Answer;
 use crate::billing::pricing::{self, ServiceTier};
 use crate::config::BillingMode;
@@ -55,11 +55,9 @@ pub fn finish(ctx: &mut Context) {
     if let Some(attempt) = ctx.attempt.take() {
         ctx.tries.note(&attempt);
         // A failed attempt has been counted where it failed; this one answered.
-        count_attempt(
-            ctx,
-            &attempt.account,
-            if ctx.cut { "cut" } else { "answered" },
-        );
+        let result = if ctx.cut { "cut" } else { "answered" };
+        let status = ctx.exchange.as_ref().map(|e| e.lock().answer.status);
+        count_attempt(ctx, &EndedAttempt::of(&attempt), result, status);
     }
     let (answer, status, gone) = match &ctx.exchange {
         Some(exchange) => {
@@ -213,7 +211,11 @@ fn record(
         reasoning_effort: asked.reasoning_effort.clone(),
         attempts: ctx.tries.attempts,
         account_switches: ctx.tries.switches,
-        trail: Vec::new(),
+        // What a single attempt would say stands in the record already.
+        trail: match ctx.tries.trail.len() {
+            0 | 1 => Vec::new(),
+            _ => ctx.tries.trail.clone(),
+        },
         duration_ms: millis(ending.duration),
         first_token_ms: ending.first_token.map(millis),
         usage_source,

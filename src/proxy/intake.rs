@@ -19,7 +19,7 @@ use tollgate_filters::{affinity, credential, headers, route, validate};
 use super::context::{Asked, Context};
 use super::exchange::{Exchange, Limits};
 use super::read::{self, ReadError};
-use super::wait::{Waited, wait_for};
+use super::wait::{Line, Lined, Wait, in_line};
 use super::{answer, failover, models};
 use crate::auth::{self, AskFunds, AuthError, Funds, Principal};
 use crate::config::BillingMode;
@@ -248,8 +248,10 @@ async fn read_request(
         Asked {
             endpoint,
             subpath,
-            sticky_key: affinity::openai(headers, request.prompt_cache_key.as_deref())
-                .map(|key| key.0),
+            sticky_key: affinity::openai(headers, request.prompt_cache_key.as_deref(), || {
+                request.seed.key()
+            })
+            .map(|key| key.0),
             previous_response: request
                 .previous_response_id
                 .as_deref()
@@ -271,9 +273,10 @@ async fn read_request(
         ctx.id_header(),
         asked.stream,
         Limits::new(&ctx.config.gateway),
+        ctx.snapshot.rules.clone(),
         body,
     );
-    ctx.asked = Some(asked);
+    ctx.asked = Some(Arc::new(asked));
     Ok(Arc::new(Mutex::new(exchange)))
 }
 
@@ -308,37 +311,25 @@ async fn admit(
             return Err(errors::internal_error().into());
         }
     }
-    let config = ctx.config.concurrency.clone();
-    let began = Instant::now();
-    let wants = [want];
-    let ticket = ctx.ticket();
-    let waited = wait_for(
-        session,
-        exchange,
-        &ctx.id_header(),
-        config.ping_interval,
-        began + config.user_wait,
-        rooms
-            .state
-            .lease_any(&wants, ticket, limits::max_waiting(&principal.user)),
-    )
-    .await;
-    let (label, outcome) = match waited {
-        Ok(Waited::Granted(Ok(lease))) => {
-            ctx.user_lease = Some(lease);
-            ("granted", Ok(()))
-        }
-        Ok(Waited::Granted(Err(_))) => ("line_full", Err(errors::too_many_pending().into())),
-        Ok(Waited::TimedOut) => ("timeout", Err(errors::user_slot_timeout().into())),
-        Err(error) => ("client_gone", Err(No::Gone(error))),
+    let wait = Wait {
+        line: Line::User,
+        wants: &[want],
+        max_waiting: limits::max_waiting(&principal.user),
+        deadline: Instant::now() + ctx.config.concurrency.user_wait,
     };
-    let metrics = &rooms.metrics;
-    metrics.waits.with_label_values(&["user", label]).inc();
-    metrics
-        .wait_seconds
-        .with_label_values(&["user"])
-        .observe(began.elapsed().as_secs_f64());
-    outcome?;
+    match in_line(session, ctx, exchange, wait, std::future::pending()).await {
+        Ok(Lined::Granted(lease)) => ctx.user_lease = Some(lease),
+        Ok(Lined::LineFull) => return Err(errors::too_many_pending().into()),
+        Ok(Lined::TimedOut) => return Err(errors::user_slot_timeout().into()),
+        Ok(Lined::StateGone(error)) => {
+            log::error!("{error}");
+            return Err(errors::internal_error().into());
+        }
+        Ok(Lined::Changed) => return Err(errors::internal_error().into()),
+        Err(error) => return Err(No::Gone(error)),
+    }
+    // What was waited for a slot of the user's own is no part of the budget for accounts.
+    ctx.tries.waited = std::time::Duration::ZERO;
     if ctx.config.billing.mode == BillingMode::Standard {
         let funds = Funds {
             balance: rooms.balances.balance(principal.user.id),

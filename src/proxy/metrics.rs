@@ -6,6 +6,13 @@ use prometheus::{
 
 use crate::metrics::{Metrics, OWN_SECONDS, REQUEST_SECONDS};
 
+/// A choice takes microseconds; with thousands of accounts some dozens of them.
+const CHOICE_SECONDS: &[f64] = &[
+    0.000_001, 0.000_002, 0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_5, 0.005,
+];
+/// Percent of an account's capacity.
+const SKEW_PERCENT: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+
 /// The request path's dashboard.
 #[derive(Clone, Debug)]
 pub struct ProxyMetrics {
@@ -17,6 +24,18 @@ pub struct ProxyMetrics {
     pub attempts: IntCounterVec,
     /// Changes to another account, by reason.
     pub failovers: IntCounterVec,
+    /// Further tries on the same account, by reason.
+    pub retries: IntCounterVec,
+    /// Accounts chosen, by platform and layer.
+    pub choices: IntCounterVec,
+    /// Conversations' accounts, by what became of them.
+    pub sticky: IntCounterVec,
+    /// Seconds a choice took, waits aside.
+    pub choice_seconds: Histogram,
+    /// How unevenly the accounts looked at were loaded.
+    pub load_skew: Histogram,
+    /// Conditions put on accounts, by kind.
+    pub conditions: IntCounterVec,
     /// Waits for a slot, by kind of slot and how they ended.
     pub waits: IntCounterVec,
     /// Seconds waited for a slot.
@@ -70,6 +89,36 @@ impl ProxyMetrics {
                 "failovers_total",
                 "Changes to another account within a request, by reason.",
                 &["platform", "reason"],
+            ),
+            retries: m.counters(
+                "retries_total",
+                "Further tries on the same account within a request, by reason.",
+                &["platform", "reason"],
+            ),
+            choices: m.counters(
+                "scheduler_choices_total",
+                "Accounts chosen for an attempt, by platform and layer (previous_response, session, again = the same account, load).",
+                &["platform", "layer"],
+            ),
+            sticky: m.counters(
+                "scheduler_sticky_total",
+                "Requests of a conversation with a bound account, by what became of it (hit, spilled, unbound).",
+                &["result"],
+            ),
+            choice_seconds: m.histogram(
+                "scheduler_seconds",
+                "Seconds it took to choose an account, waiting for a slot aside.",
+                CHOICE_SECONDS,
+            ),
+            load_skew: m.histogram(
+                "scheduler_load_skew",
+                "Standard deviation of the load (percent of capacity) over the accounts looked at.",
+                SKEW_PERCENT,
+            ),
+            conditions: m.counters(
+                "account_conditions_total",
+                "Conditions put on accounts, by platform and kind.",
+                &["platform", "kind"],
             ),
             waits: m.counters(
                 "waits_total",

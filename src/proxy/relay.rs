@@ -11,11 +11,13 @@ use tollgate_filters::headers::is_response_header_allowed;
 use tollgate_filters::peek;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
-use tollgate_filters::usage::TokenUsage;
 use tollgate_filters::usage::openai::{ResponsesObserver, Seen, Terminal};
-use tollgate_filters::verdict::{self, Verdict};
+use tollgate_filters::usage::{Failure as Failed, TokenUsage};
+use tollgate_filters::verdict::{self, Cooldowns, CredentialKind, Judge, Reading, Shape, Verdict};
 
+use super::exchange::Failure;
 use super::fold;
+use crate::domain::{Account, AccountType, Platform};
 
 /// Longest event a stream may hold. The reference allows 500 MiB; an image in an event is some 20.
 const EVENT_LIMIT: usize = 128 << 20;
@@ -89,13 +91,17 @@ impl Relay {
         let is_events = has_type(&head.headers, "text/event-stream");
         let is_json = has_type(&head.headers, "application/json");
         let encoded = head.headers.contains_key(header::CONTENT_ENCODING);
+        let limits = match is_events && request.stream {
+            true => limit_headers(&head.headers),
+            false => HeaderMap::new(),
+        };
         client_head(head, &request, answer);
         if is_events && request.stream && !encoded {
             let _ = head.insert_header(header::CACHE_CONTROL, "no-cache");
             // Tells nginx and others not to collect the stream.
             let _ = head.insert_header("x-accel-buffering", "no");
             head.remove_header(&header::CONTENT_LENGTH);
-            return Relay::Stream(Box::new(StreamRelay::new(request.client_model)));
+            return Relay::Stream(Box::new(StreamRelay::new(request.client_model, limits)));
         }
         let change = if encoded && !request.preamble_out {
             None
@@ -192,6 +198,18 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?;
     // Recorded and logged: bounded.
     Some(value.chars().take(128).collect())
+}
+
+/// The headers by which a provider says what is left of a limit.
+fn limit_headers(headers: &HeaderMap) -> HeaderMap {
+    const BEGINNINGS: [&str; 3] = ["x-codex-", "anthropic-ratelimit-", "retry-after"];
+    let mut limits = HeaderMap::new();
+    for (name, value) in headers {
+        if BEGINNINGS.iter().any(|b| name.as_str().starts_with(b)) {
+            limits.append(name, value.clone());
+        }
+    }
+    limits
 }
 
 fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
@@ -300,11 +318,13 @@ pub struct PlainRelay {
 pub struct StreamRelay {
     /// Held back until the first real output.
     pub held: Vec<HttpTask>,
+    /// Headers that may say how long a limit lasts; mostly none.
+    limits: HeaderMap,
     scanner: SseScanner,
     observer: ResponsesObserver,
     rewrite: Option<Rewrite>,
     view: View,
-    failed_first: Option<Verdict>,
+    failed_first: Option<Failed>,
     /// Set at the end: whether it came in the middle of a frame.
     finished: Option<MidFrame>,
 }
@@ -313,9 +333,10 @@ pub struct StreamRelay {
 type MidFrame = bool;
 
 impl StreamRelay {
-    fn new(client_model: Option<String>) -> StreamRelay {
+    fn new(client_model: Option<String>, limits: HeaderMap) -> StreamRelay {
         StreamRelay {
             held: Vec::new(),
+            limits,
             scanner: SseScanner::new(EVENT_LIMIT),
             observer: ResponsesObserver::new(),
             rewrite: client_model.map(|client_model| Rewrite {
@@ -346,9 +367,10 @@ impl StreamRelay {
         held > PREAMBLE_LIMIT
     }
 
-    /// The verdict on a stream that began with a failure instead of output.
-    pub fn failed_before_output(&self) -> Option<&Verdict> {
-        self.failed_first.as_ref()
+    /// What a stream says that began with a failure instead of output.
+    pub fn failed_before_output(&self, judge: &Judge<'_>, now: SystemTime) -> Option<Reading> {
+        let failed = self.failed_first.as_ref()?;
+        Some(judge.stream_failure(failed, &self.limits, now))
     }
 
     fn at_frame_end(&self) -> bool {
@@ -370,11 +392,7 @@ impl StreamRelay {
             self.view.has_output = true;
         }
         if self.view.failed && !self.view.has_output && self.failed_first.is_none() {
-            self.failed_first = Some(
-                self.observer
-                    .failure()
-                    .map_or(Verdict::Failed, verdict::stream_failure),
-            );
+            self.failed_first = Some(self.observer.failure().cloned().unwrap_or_default());
         }
         *body = Some(match &mut self.rewrite {
             None => bytes,
@@ -591,16 +609,26 @@ impl Refusal {
     }
 
     /// Our reading of it.
-    pub fn verdict(&self, now: SystemTime) -> Verdict {
-        verdict::openai(self.status(), &self.headers, &self.body, now)
+    pub fn reading(&self, judge: &Judge<'_>, now: SystemTime) -> Reading {
+        judge.refusal(&verdict::Refusal {
+            status: self.status(),
+            headers: &self.headers,
+            body: &self.body,
+            now,
+        })
     }
 
-    /// What the client gets, if this is the end. The client's own mistakes reach it in the
-    /// provider's words (Change 12), where these are an error object of the dialect.
-    pub fn last_word(mut self, verdict: &Verdict) -> LastWord {
+    /// What the upstream said, as far as it is kept.
+    pub fn body(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.body)
+    }
+
+    /// What the client gets, if this is the end and no rule says otherwise. The client's own mistakes
+    /// reach it in the provider's words (Change 12), where these are an error object of the dialect.
+    pub fn last_word(mut self, failure: &Failure) -> LastWord {
         let status = self.status();
-        if !matches!(verdict, Verdict::ClientFault) {
-            return LastWord::Own(own_word(Some(status), verdict));
+        if !matches!(failure.reading.verdict, Verdict::ClientFault) {
+            return LastWord::Own(own_word(failure));
         }
         let body = self.body.split().freeze();
         if !self.headers.contains_key(header::CONTENT_ENCODING) && verdict::is_openai_error(&body) {
@@ -615,13 +643,23 @@ impl Refusal {
     }
 }
 
-/// Our words for a final failure.
-pub fn own_word(status: Option<u16>, verdict: &Verdict) -> ErrorReply {
-    let reply = errors::exhausted(status);
-    match verdict {
-        Verdict::Limited {
-            retry_after: Some(wait),
-        } => reply.with_retry_after(wait.as_secs().max(1)),
-        _ => reply,
+/// Who reads what this account's upstream answers.
+pub fn judge(account: &Account) -> Judge<'_> {
+    Judge {
+        shape: match account.platform {
+            Platform::Anthropic => Shape::Anthropic,
+            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => Shape::OpenAi,
+        },
+        credential: match account.account_type {
+            AccountType::ApiKey | AccountType::Upstream => CredentialKind::ApiKey,
+            AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
+        },
+        policy: &account.error_policy,
+        cooldowns: Cooldowns::default(),
     }
+}
+
+/// Our words for a final failure.
+pub fn own_word(failure: &Failure) -> ErrorReply {
+    errors::last_word(failure.status, &failure.reading.verdict, &failure.body)
 }

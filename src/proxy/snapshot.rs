@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tollgate_filters::passthrough::Rules;
+
 use crate::billing::price_map::Prices;
 use crate::domain::{Account, AccountId, Directory, Platform};
 use crate::providers::openai;
@@ -15,6 +17,8 @@ pub struct Snapshot {
     pub directory: Directory,
     /// Prices, overrides included.
     pub prices: Arc<Prices>,
+    /// What of upstream errors reaches clients.
+    pub rules: Arc<Rules>,
     targets: HashMap<AccountId, Arc<Target>>,
 }
 
@@ -51,6 +55,7 @@ impl Snapshot {
             Arc::new(prices.with_overrides(&directory.price_overrides))
         };
         Snapshot {
+            rules: Arc::new(Rules::new(directory.error_rules.clone())),
             directory,
             prices,
             targets,

@@ -1,70 +1,118 @@
-//! Live state in this process.
+//! Live state in the memory of this process.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::Mutex;
 
-use super::slots::SlotTable;
-use super::{Lease, LiveState, Load, ResponseBinding, Slot, StateError, Ticket, WaitError, Want};
+use super::bindings::Bindings;
+use super::conditions::{AllConditions, Strikes};
+use super::lines::tick;
+use super::owners::{Owner, Owners};
+use super::responses::Responses;
+use super::slots::Table;
+use super::{
+    Lease, LiveState, Load, OWNER_LIFE, ResponseBinding, Slot, StateError, Ticket, WaitError, Want,
+};
 use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
 
-/// Locks are spread over this many shards; a power of two, well above the worker threads of any
-/// machine we expect.
-const SHARDS: usize = 32;
-/// Sticky bindings kept at most, over all shards. At about 80 bytes each: some 40 MB when full.
-const MAX_BINDINGS: usize = 500_000;
-
-/// Slots, bindings and cool-downs of one process. Share it by `Arc`.
-pub struct MemoryState {
-    /// One table a shard: a user's requests only ever meet that user's.
-    users: Vec<Arc<SlotTable>>,
-    /// One table: a request may wait for any of several accounts.
-    accounts: Arc<SlotTable>,
-    bindings: Vec<Mutex<HashMap<(GroupId, u128), Binding>>>,
+/// What all owners share: the tables themselves.
+pub struct SharedState {
+    /// Numbers tickets and grants.
+    clock: Arc<AtomicU64>,
+    users: Arc<Table>,
+    accounts: Arc<Table>,
+    owners: Owners,
+    bindings: Bindings,
     responses: Mutex<Responses>,
-    conditions: ArcSwap<Conditions>,
-    strikes: Mutex<HashMap<AccountId, Vec<DateTime<Utc>>>>,
+    conditions: AllConditions,
+    strikes: Strikes,
 }
 
-/// Bindings of responses.
-#[derive(Default)]
-struct Responses {
-    known: HashMap<(GroupId, u128), (AccountId, DateTime<Utc>)>,
-    unsaved: Vec<ResponseBinding>,
-}
-
-#[derive(Clone, Copy)]
-struct Binding {
-    account: AccountId,
-    until: DateTime<Utc>,
-}
-
-impl MemoryState {
-    /// An empty state.
-    pub fn new() -> MemoryState {
-        MemoryState {
-            users: (0..SHARDS).map(|_| SlotTable::new()).collect(),
-            accounts: SlotTable::new(),
-            bindings: (0..SHARDS).map(|_| Mutex::default()).collect(),
+impl SharedState {
+    /// Empty tables.
+    pub fn new() -> Arc<SharedState> {
+        let clock = Arc::new(AtomicU64::new(0));
+        Arc::new(SharedState {
+            users: Table::new(clock.clone(), false),
+            accounts: Table::new(clock.clone(), true),
+            clock,
+            owners: Owners::default(),
+            bindings: Bindings::new(),
             responses: Mutex::default(),
-            conditions: ArcSwap::default(),
-            strikes: Mutex::default(),
-        }
+            conditions: AllConditions::default(),
+            strikes: Strikes::default(),
+        })
     }
 
-    fn table(&self, slot: Slot) -> &Arc<SlotTable> {
+    fn table(&self, slot: Slot) -> &Arc<Table> {
         match slot {
-            Slot::User(id) => &self.users[id.0.unsigned_abs() as usize % SHARDS],
+            Slot::User(_) => &self.users,
             Slot::Account(_) => &self.accounts,
         }
     }
 
-    fn shard(&self, key: u128) -> &Mutex<HashMap<(GroupId, u128), Binding>> {
-        &self.bindings[key as usize % SHARDS]
+    /// Whether no slot is held, nobody waits and nothing is kept for either.
+    #[cfg(test)]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.users.is_at_rest() && self.accounts.is_at_rest()
+    }
+
+    /// Users whose turn is remembered.
+    #[cfg(test)]
+    pub(super) fn turns(&self) -> usize {
+        self.accounts.turns()
+    }
+}
+
+/// The live state as one owner has it. Share it by `Arc`.
+pub struct MemoryState {
+    shared: Arc<SharedState>,
+    owner: ArcSwap<Owner>,
+    /// Held while it becomes a new owner, so that it becomes one and not two.
+    renewing: Mutex<()>,
+}
+
+impl MemoryState {
+    /// An empty state for the only process there is. Its leases end by themselves only once it has
+    /// begun to renew them.
+    pub fn new() -> MemoryState {
+        MemoryState::until(&SharedState::new(), DateTime::<Utc>::MAX_UTC)
+    }
+
+    /// The handle of one more owner of `shared`, which has to renew its leases from `now` on.
+    pub fn for_owner(shared: &Arc<SharedState>, now: DateTime<Utc>) -> MemoryState {
+        MemoryState::until(shared, now + OWNER_LIFE)
+    }
+
+    fn until(shared: &Arc<SharedState>, until: DateTime<Utc>) -> MemoryState {
+        MemoryState {
+            shared: shared.clone(),
+            owner: ArcSwap::new(shared.owners.register(Some(until))),
+            renewing: Mutex::default(),
+        }
+    }
+
+    /// Who this process is now: another than before when it was taken for dead.
+    fn owner(&self) -> Guard<Arc<Owner>> {
+        let owner = self.owner.load();
+        if !owner.is_dead() {
+            return owner;
+        }
+        let _one = self.renewing.lock();
+        if self.owner.load().is_dead() {
+            self.owner.store(self.shared.owners.register(None));
+        }
+        self.owner.load()
+    }
+
+    fn try_lease_now(&self, want: Want) -> Option<Lease> {
+        let table = self.shared.table(want.slot);
+        self.owner()
+            .share(table, want.slot, |share| table.try_lease(share, want.limit))
     }
 }
 
@@ -77,42 +125,46 @@ impl Default for MemoryState {
 #[async_trait]
 impl LiveState for MemoryState {
     async fn try_lease(&self, want: Want) -> Result<Option<Lease>, StateError> {
-        Ok(self.table(want.slot).try_lease(want))
+        Ok(self.try_lease_now(want))
     }
 
     async fn lease_first(&self, wants: &[Want]) -> Result<Option<(usize, Lease)>, StateError> {
-        for (index, want) in wants.iter().enumerate() {
-            if let Some(lease) = self.table(want.slot).try_lease(*want) {
-                return Ok(Some((index, lease)));
-            }
-        }
-        Ok(None)
+        let mut tries = wants.iter().enumerate();
+        Ok(tries.find_map(|(index, want)| Some((index, self.try_lease_now(*want)?))))
     }
 
     fn ticket(&self, user: UserId) -> Ticket {
         Ticket {
             user,
-            round: 0,
-            number: 0,
+            number: tick(&self.shared.clock),
         }
     }
 
     async fn lease_any(
         &self,
         wants: &[Want],
-        _ticket: Ticket,
+        ticket: Ticket,
         max_waiting: u32,
     ) -> Result<Lease, WaitError> {
         let Some(first) = wants.first() else {
             return Err(WaitError::LineFull);
         };
-        self.table(first.slot).lease_any(wants, max_waiting).await
+        let table = self.shared.table(first.slot);
+        let shares = {
+            let owner = self.owner();
+            let of_table = wants
+                .iter()
+                .filter(|want| Arc::ptr_eq(self.shared.table(want.slot), table));
+            of_table
+                .map(|want| (owner.share(table, want.slot, Arc::clone), want.limit))
+                .collect()
+        };
+        table.lease_any(shares, ticket, max_waiting).await
     }
 
     async fn loads(&self, accounts: &[AccountId]) -> Result<Vec<Load>, StateError> {
-        Ok(self
-            .accounts
-            .loads(accounts.iter().map(|id| Slot::Account(*id))))
+        let table = &self.shared.accounts;
+        Ok(accounts.iter().map(|id| table.load(id.0)).collect())
     }
 
     async fn sticky(
@@ -122,16 +174,7 @@ impl LiveState for MemoryState {
         ttl: TimeDelta,
         now: DateTime<Utc>,
     ) -> Result<Option<AccountId>, StateError> {
-        let mut shard = self.shard(key).lock();
-        let Some(binding) = shard.get_mut(&(group, key)) else {
-            return Ok(None);
-        };
-        if binding.until <= now {
-            shard.remove(&(group, key));
-            return Ok(None);
-        }
-        binding.until = now + ttl;
-        Ok(Some(binding.account))
+        Ok(self.shared.bindings.get((group, key), ttl, now))
     }
 
     async fn bind(
@@ -142,21 +185,7 @@ impl LiveState for MemoryState {
         ttl: TimeDelta,
         now: DateTime<Utc>,
     ) -> Result<(), StateError> {
-        let mut shard = self.shard(key).lock();
-        if shard.len() >= MAX_BINDINGS / SHARDS && !shard.contains_key(&(group, key)) {
-            // Rare, and only this shard: first what has ended, else the one that ends soonest.
-            shard.retain(|_, binding| binding.until > now);
-            if shard.len() >= MAX_BINDINGS / SHARDS
-                && let Some(soonest) = shard
-                    .iter()
-                    .min_by_key(|(_, binding)| binding.until)
-                    .map(|(key, _)| *key)
-            {
-                shard.remove(&soonest);
-            }
-        }
-        let until = now + ttl;
-        shard.insert((group, key), Binding { account, until });
+        self.shared.bindings.bind((group, key), account, ttl, now);
         Ok(())
     }
 
@@ -166,22 +195,12 @@ impl LiveState for MemoryState {
         key: u128,
         account: AccountId,
     ) -> Result<(), StateError> {
-        let mut shard = self.shard(key).lock();
-        if shard
-            .get(&(group, key))
-            .is_some_and(|binding| binding.account == account)
-        {
-            shard.remove(&(group, key));
-        }
+        self.shared.bindings.unbind((group, key), account);
         Ok(())
     }
 
     async fn remember_response(&self, binding: ResponseBinding) -> Result<(), StateError> {
-        let mut responses = self.responses.lock();
-        responses
-            .known
-            .insert((binding.group, binding.key), (binding.account, binding.at));
-        responses.unsaved.push(binding);
+        self.shared.responses.lock().remember(binding);
         Ok(())
     }
 
@@ -189,16 +208,17 @@ impl LiveState for MemoryState {
         &self,
         group: GroupId,
         key: u128,
-        _now: DateTime<Utc>,
+        now: DateTime<Utc>,
     ) -> Result<Option<AccountId>, StateError> {
-        let responses = self.responses.lock();
-        Ok(responses.known.get(&(group, key)).map(|(id, _)| *id))
+        Ok(self.shared.responses.lock().account((group, key), now))
     }
 
     fn unsaved_responses(&self, max: usize) -> Vec<ResponseBinding> {
-        let mut responses = self.responses.lock();
-        let count = responses.unsaved.len().min(max);
-        responses.unsaved.drain(..count).collect()
+        self.shared.responses.lock().take_unsaved(max)
+    }
+
+    fn restore_responses(&self, bindings: Vec<ResponseBinding>) {
+        self.shared.responses.lock().restore(bindings);
     }
 
     async fn set_condition(
@@ -206,16 +226,7 @@ impl LiveState for MemoryState {
         account: AccountId,
         condition: Condition,
     ) -> Result<(), StateError> {
-        self.conditions.rcu(|conditions| {
-            let mut conditions = Conditions::clone(conditions);
-            let list = conditions.0.entry(account).or_default();
-            match list.iter_mut().find(|c| c.same_place(&condition)) {
-                Some(there) if condition.outlasts(there) => *there = condition.clone(),
-                Some(_) => {}
-                None => list.push(condition.clone()),
-            }
-            conditions
-        });
+        self.shared.conditions.set(account, condition);
         Ok(())
     }
 
@@ -225,24 +236,15 @@ impl LiveState for MemoryState {
         kind: Option<ConditionKind>,
         before: DateTime<Utc>,
     ) -> Result<(), StateError> {
-        if self.conditions.load().of(account).is_empty() {
-            return Ok(());
+        self.shared.conditions.lift(account, kind, before);
+        if kind.is_none() {
+            self.shared.strikes.forgive(account, Some(before));
         }
-        self.conditions.rcu(|conditions| {
-            let mut conditions = Conditions::clone(conditions);
-            if let Some(list) = conditions.0.get_mut(&account) {
-                list.retain(|c| kind.is_some_and(|k| k != c.kind) || c.since >= before);
-                if list.is_empty() {
-                    conditions.0.remove(&account);
-                }
-            }
-            conditions
-        });
         Ok(())
     }
 
     fn conditions(&self) -> Arc<Conditions> {
-        self.conditions.load_full()
+        self.shared.conditions.picture()
     }
 
     async fn strike(
@@ -251,79 +253,41 @@ impl LiveState for MemoryState {
         window: TimeDelta,
         now: DateTime<Utc>,
     ) -> Result<u32, StateError> {
-        let mut strikes = self.strikes.lock();
-        let list = strikes.entry(account).or_default();
-        list.retain(|at| *at + window > now);
-        list.push(now);
-        Ok(u32::try_from(list.len()).unwrap_or(u32::MAX))
+        Ok(self.shared.strikes.add(account, window, now))
+    }
+
+    fn strikes(&self) -> Vec<(AccountId, DateTime<Utc>)> {
+        self.shared.strikes.all()
     }
 
     async fn forgive(&self, account: AccountId) -> Result<(), StateError> {
-        self.strikes.lock().remove(&account);
+        self.shared.strikes.forgive(account, None);
         Ok(())
     }
 
-    async fn renew(&self, _now: DateTime<Utc>) -> Result<(), StateError> {
+    async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError> {
+        if !self.shared.owners.renew(&self.owner(), now) {
+            // Found dead in this very moment; its successor is known for as long.
+            self.shared.owners.renew(&self.owner(), now);
+        }
         Ok(())
     }
 
     fn held(&self) -> (u64, u64) {
-        (
-            self.users.iter().map(|table| table.held()).sum(),
-            self.accounts.held(),
-        )
+        (self.shared.users.held(), self.shared.accounts.held())
+    }
+
+    fn waiting(&self) -> (u64, u64) {
+        (self.shared.users.waiting(), self.shared.accounts.waiting())
     }
 
     fn sweep(&self, now: DateTime<Utc>) {
-        for shard in &self.bindings {
-            shard.lock().retain(|_, binding| binding.until > now);
-        }
-        let ended = |c: &Condition| !c.holds(now);
-        if self.conditions.load().0.values().flatten().any(ended) {
-            self.conditions.rcu(|conditions| {
-                let mut conditions = Conditions::clone(conditions);
-                conditions.0.retain(|_, list| {
-                    list.retain(|c| c.holds(now));
-                    !list.is_empty()
-                });
-                conditions
-            });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap()
-    }
-
-    const GROUP: GroupId = GroupId(1);
-    const ONE: AccountId = AccountId(1);
-    const TWO: AccountId = AccountId(2);
-
-    #[tokio::test]
-    async fn a_binding_lives_from_its_last_use() {
-        let state = MemoryState::new();
-        let ttl = TimeDelta::seconds(10);
-        state.bind(GROUP, 7, ONE, ttl, at(0)).await.unwrap();
-        for (second, expected) in [(9, Some(ONE)), (18, Some(ONE)), (28, None), (28, None)] {
-            let got = state.sticky(GROUP, 7, ttl, at(second)).await.unwrap();
-            assert_eq!(got, expected, "at {second} s");
-        }
-        assert_eq!(state.sticky(GroupId(2), 7, ttl, at(0)).await.unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn only_the_bound_account_is_unbound() {
-        let state = MemoryState::new();
-        let ttl = TimeDelta::seconds(10);
-        state.bind(GROUP, 7, ONE, ttl, at(0)).await.unwrap();
-        state.unbind(GROUP, 7, TWO).await.unwrap();
-        assert_eq!(state.sticky(GROUP, 7, ttl, at(1)).await.unwrap(), Some(ONE));
-        state.unbind(GROUP, 7, ONE).await.unwrap();
-        assert_eq!(state.sticky(GROUP, 7, ttl, at(1)).await.unwrap(), None);
+        let shared = &self.shared;
+        let tables = [shared.users.as_ref(), shared.accounts.as_ref()];
+        shared.owners.take_back(&self.owner.load(), now, tables);
+        shared.bindings.sweep(now);
+        shared.responses.lock().sweep(now);
+        shared.conditions.sweep(now);
+        shared.strikes.sweep(now);
     }
 }

@@ -21,8 +21,8 @@ use pass::Pass;
 /// How [`Store::apply`] goes about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ApplyOptions {
-    /// Disable groups, accounts, users and keys that the file does not name, and drop price
-    /// overrides it does not name.
+    /// Disable groups, accounts, users, keys and error passthrough rules that the file does not
+    /// name, and drop price overrides it does not name.
     pub prune: bool,
     /// Only report what would be done.
     pub dry_run: bool,
@@ -77,6 +77,7 @@ impl Store {
         pass.users().await?;
         pass.accounts().await?;
         pass.api_keys().await?;
+        pass.error_rules().await?;
         pass.prices().await?;
         if options.prune {
             pass.prune().await?;

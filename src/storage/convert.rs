@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
+use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::StorageError;
-use super::entities::price_override;
+use super::entities::{error_rule, price_override};
 use super::seal::Sealer;
 use crate::domain::price::ModelPrice;
 use crate::domain::{
@@ -166,6 +167,36 @@ pub(super) fn unseal_proxy(
     let plain = sealer.unseal(sealed, &what)?;
     let text = String::from_utf8(plain).map_err(|_| StorageError::Corrupt(what))?;
     Ok(Some(Secret::new(text)))
+}
+
+/// The stored name of a match mode.
+pub(super) fn match_mode_name(mode: MatchMode) -> &'static str {
+    match mode {
+        MatchMode::Any => "any",
+        MatchMode::All => "all",
+    }
+}
+
+/// An error passthrough rule from its row.
+pub(super) fn error_rule(row: error_rule::Model) -> Result<Rule, StorageError> {
+    Ok(Rule {
+        enabled: row.enabled,
+        priority: whole(row.priority)?,
+        error_codes: from_json(&row.error_codes)?,
+        keywords: from_json(&row.keywords)?,
+        match_mode: [MatchMode::Any, MatchMode::All]
+            .into_iter()
+            .find(|mode| match_mode_name(*mode) == row.match_mode)
+            .ok_or_else(|| corrupt("a match mode", &row.match_mode))?,
+        platforms: strings(&row.platforms)?,
+        passthrough_code: row.passthrough_code,
+        response_code: row.response_code.map(whole).transpose()?,
+        passthrough_body: row.passthrough_body,
+        custom_message: row.custom_message,
+        skip_monitoring: row.skip_monitoring,
+        description: row.description,
+        name: row.name,
+    })
 }
 
 /// A price override as a row.

@@ -4,16 +4,20 @@
 use std::collections::HashMap;
 
 use sea_orm::{DatabaseTransaction, EntityTrait, QueryOrder, QuerySelect};
+use tollgate_filters::passthrough::Rule;
+use tollgate_filters::verdict::ErrorPolicy;
 
 use super::convert::{
-    account_type, from_json, multiplier, optional_time, platform, price, strings,
+    account_type, error_rule, from_json, multiplier, optional_time, platform, price, strings,
     subscription_type, unseal_credentials, unseal_proxy, whole,
 };
 use super::entities::{
-    account, account_group, api_key, group, price_override, user, user_multiplier,
+    account, account_group, api_key, error_rule as rule, group, price_override, user,
+    user_multiplier,
 };
 use super::seal::Sealer;
 use super::{StorageError, Store, meta};
+use crate::domain::account::options;
 use crate::domain::price::PriceMap;
 use crate::domain::{
     Account, AccountId, ApiKey, ApiKeyId, ApiKeyStatus, Directory, Group, GroupId, KeyHash, Money,
@@ -37,16 +41,11 @@ impl Store {
         let accounts = accounts(&txn, &self.inner.sealer).await?;
         let users = users(&txn).await?;
         let keys = keys(&txn).await?;
+        let rules = error_rules(&txn).await?;
         let prices = price_overrides(&txn).await?;
         txn.rollback().await?;
         Ok(Directory::new(
-            version,
-            groups,
-            accounts,
-            users,
-            keys,
-            Vec::new(),
-            prices,
+            version, groups, accounts, users, keys, rules, prices,
         ))
     }
 
@@ -130,6 +129,7 @@ async fn accounts(
     let rows = account::Entity::find().all(txn).await?;
     rows.into_iter()
         .map(|row| {
+            let extra = from_json(&row.extra)?;
             Ok(Account {
                 id: AccountId(row.id),
                 enabled: row.enabled,
@@ -145,14 +145,24 @@ async fn accounts(
                 schedulable: row.schedulable,
                 expires_at: optional_time(row.expires_at)?,
                 proxy: unseal_proxy(sealer, row.proxy_sealed.as_deref(), &row.name)?,
-                error_policy: Default::default(),
-                extra: from_json(&row.extra)?,
+                error_policy: error_policy(&row.name, &extra),
+                extra,
                 paused: row.paused,
                 resumed_at: optional_time(row.resumed_at)?,
                 name: row.name,
             })
         })
         .collect()
+}
+
+/// What an account's options say about its errors. What cannot be read (an earlier version stored
+/// options as they were written) is said and left out: the account goes on without it.
+fn error_policy(name: &str, extra: &serde_json::Map<String, serde_json::Value>) -> ErrorPolicy {
+    let (policy, problems) = options::error_policy(extra);
+    for problem in problems {
+        log::warn!("accounts/{name}: extra.{problem}; left out");
+    }
+    policy
 }
 
 async fn users(txn: &DatabaseTransaction) -> Result<Vec<User>, StorageError> {
@@ -213,6 +223,11 @@ async fn keys(txn: &DatabaseTransaction) -> Result<Vec<ApiKey>, StorageError> {
             })
         })
         .collect()
+}
+
+async fn error_rules(txn: &DatabaseTransaction) -> Result<Vec<Rule>, StorageError> {
+    let rows = rule::Entity::find().all(txn).await?;
+    rows.into_iter().map(error_rule).collect()
 }
 
 async fn price_overrides(txn: &DatabaseTransaction) -> Result<PriceMap, StorageError> {

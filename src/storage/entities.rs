@@ -1,11 +1,12 @@
 //! One module per table that is read as rows, columns as in `migrations/`; only this room sees
-//! them. The ledger is only ever appended to and summed up: `ledger.rs`.
+//! them. The ledger is only ever appended to and summed up: `ledger.rs`; usage records
+//! are two tables joined: `usage.rs`.
 
 pub mod account;
 pub mod account_group;
 pub mod api_key;
+pub mod error_rule;
 pub mod group;
 pub mod price_override;
-pub mod usage_record;
 pub mod user;
 pub mod user_multiplier;

@@ -59,6 +59,12 @@ impl From<DbErr> for StorageError {
     }
 }
 
+impl From<sea_orm::sqlx::Error> for StorageError {
+    fn from(error: sea_orm::sqlx::Error) -> StorageError {
+        DbErr::Exec(RuntimeErr::SqlxError(error.into())).into()
+    }
+}
+
 /// Whether SQLite answered `SQLITE_BUSY` (5) in one of its extended forms.
 fn is_busy(error: &DbErr) -> bool {
     let (DbErr::Conn(RuntimeErr::SqlxError(inner))

@@ -1,5 +1,6 @@
 //! The ledger: every change of a balance is one entry, and a balance is the sum of its entries.
-//! Both are written here, in one transaction of the caller's, and never apart.
+//! Both are written in one transaction, and never apart: here, and for the charges of requests in
+//! `settle.rs`.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +23,6 @@ const MAX_BALANCE_NANOS: i64 = 9_000_000_000_000_000_000;
 pub(super) enum EntryKind {
     /// Money paid in.
     Credit,
-    /// A request; the amount is negative.
-    Charge,
     /// An operator's correction downwards.
     Adjustment,
 }
@@ -32,7 +31,6 @@ impl EntryKind {
     fn as_str(self) -> &'static str {
         match self {
             EntryKind::Credit => "credit",
-            EntryKind::Charge => "charge",
             EntryKind::Adjustment => "adjustment",
         }
     }

@@ -6,12 +6,18 @@ use sea_orm_migration::prelude::*;
 use super::StorageError;
 
 mod m20261121_000001_initial;
+mod m20261121_000002_conditions_and_rules;
+mod m20261121_000003_usage_entries;
 
 struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261121_000001_initial::Migration)]
+        vec![
+            Box::new(m20261121_000001_initial::Migration),
+            Box::new(m20261121_000002_conditions_and_rules::Migration),
+            Box::new(m20261121_000003_usage_entries::Migration),
+        ]
     }
 }
 

@@ -10,7 +10,7 @@ use sea_orm::{
 use super::convert::{millis, now_millis};
 use super::entities::{account, api_key, group, user};
 use super::seal::{generate_key, hint};
-use super::{StorageError, Store, meta};
+use super::{StorageError, Store, conditions, meta};
 use crate::domain::Secret;
 use crate::domain::text::{NAME_RULE, is_name};
 
@@ -94,8 +94,9 @@ impl Store {
         Ok(key)
     }
 
-    /// Takes accounts out of scheduling, or puts them back and voids the cool-downs begun before
-    /// `now`. Returns the names it was done to, in order.
+    /// Takes accounts out of scheduling, or puts them back: then what began before `now` to keep
+    /// them from being chosen (errors, limits, cool-downs) is void, and so are strikes. Returns the
+    /// names it was done to, in order.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] with every name that does not exist; then nothing was done.
@@ -139,6 +140,9 @@ impl Store {
                 .filter(account::Column::Id.eq(*id))
                 .exec(&txn)
                 .await?;
+            if !paused {
+                conditions::lift(&txn, *id, now).await?;
+            }
         }
         if !existing.is_empty() {
             meta::bump_version(&txn).await?;

@@ -1,13 +1,19 @@
 //! Settled requests become records, ledger entries, balances and used quotas: one transaction a
 //! batch, exactly once by request id, however often a batch is repeated.
+//!
+//! Every request ends here, so this speaks to sqlx itself: few values a record, few statements a
+//! batch, each prepared once.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, LazyLock};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, Value};
+use sea_orm::sqlx::sqlite::{Sqlite, SqliteArguments};
+use sea_orm::sqlx::{self, Arguments, AssertSqlSafe, Executor, Row, SqliteConnection};
 
-use super::convert::{millionths, millis};
-use super::ledger::{self, Entry, EntryKind};
-use super::rows::{chunks, statement, tuples};
+use super::context::{self, Context};
+use super::convert::{millis, now_millis, to_json};
+use super::rows::tuples;
 use super::{StorageError, Store};
 use crate::domain::{ApiKeyId, BillingType, Money, UsageRecord, UserId};
 
@@ -35,110 +41,190 @@ impl Store {
     ///
     /// # Errors
     /// [`StorageError`]; then nothing of the batch was written, and it may be given again.
-    pub async fn settle(&self, batch: &[UsageRecord]) -> Result<Settled, StorageError> {
+    pub async fn settle<R>(&self, batch: &[R]) -> Result<Settled, StorageError>
+    where
+        R: Borrow<UsageRecord> + Sync,
+    {
         if batch.is_empty() {
             return Ok(Settled::default());
         }
-        let txn = self.begin_write().await?;
-        let new = insert_records(&txn, batch).await?;
-        charge(&txn, &new).await?;
-        let users: BTreeSet<i64> = batch.iter().map(|r| r.user_id.0).collect();
-        let keys: BTreeSet<i64> = batch.iter().map(|r| r.api_key_id.0).collect();
-        let balances = amounts(&txn, "users", "balance_nanos", users).await?;
-        let spend = amounts(&txn, "api_keys", "quota_used_nanos", keys).await?;
+        let batch: Vec<&UsageRecord> = batch.iter().map(Borrow::borrow).collect();
+        let pool = self.inner.pools.writer.get_sqlite_connection_pool();
+        let mut txn = pool.begin_with("BEGIN IMMEDIATE").await?;
+        let (contexts, added) = self.contexts(&mut txn, &batch).await?;
+        let (new, before) = insert(&mut txn, &batch, &contexts).await?;
+        if !new.is_empty() {
+            enter(&mut txn, before).await?;
+        }
+        // Nobody is left out, so that the caller learns every balance.
+        let mut by_user: BTreeMap<i64, i64> = batch.iter().map(|r| (r.user_id.0, 0)).collect();
+        let mut by_key: BTreeMap<i64, i64> = batch.iter().map(|r| (r.api_key_id.0, 0)).collect();
+        for record in &new {
+            // At most a batch times a million dollars: far inside i64.
+            let charge = charged(record).0;
+            match record.billing_type {
+                BillingType::None => continue,
+                BillingType::Subscription => {}
+                BillingType::Balance => *by_user.entry(record.user_id.0).or_default() -= charge,
+            }
+            *by_key.entry(record.api_key_id.0).or_default() += charge;
+        }
+        let balances = add(&mut txn, ADD_TO_BALANCES, by_user).await?;
+        let spend = add(&mut txn, ADD_TO_QUOTAS, by_key).await?;
+        let inserted = new.len();
         txn.commit().await?;
+        self.inner.contexts.lock().extend(added);
         Ok(Settled {
             balances: balances
                 .into_iter()
-                .map(|(id, sum)| (UserId(id), sum))
+                .map(|(id, sum)| (UserId(id), Money(sum)))
                 .collect(),
             spend: spend
                 .into_iter()
-                .map(|(id, sum)| (ApiKeyId(id), sum))
+                .map(|(id, sum)| (ApiKeyId(id), Money(sum)))
                 .collect(),
-            inserted: new.len(),
+            inserted,
         })
     }
+
+    /// The context id of every record, in their order; with it the keys and ids that were not
+    /// remembered, for when the transaction is committed.
+    async fn contexts(
+        &self,
+        txn: &mut SqliteConnection,
+        batch: &[&UsageRecord],
+    ) -> Result<(Vec<i64>, HashMap<Box<[u8]>, i64>), StorageError> {
+        let mut ids = vec![0; batch.len()];
+        let mut missing: Vec<(usize, Box<[u8]>)> = Vec::new();
+        {
+            let known = self.inner.contexts.lock();
+            let mut key = Vec::with_capacity(512);
+            for (index, record) in batch.iter().enumerate() {
+                context::key(record, &mut key);
+                match known.get(&key) {
+                    Some(id) => ids[index] = id,
+                    None => missing.push((index, key.as_slice().into())),
+                }
+            }
+        }
+        let mut added: HashMap<Box<[u8]>, i64> = HashMap::new();
+        if missing.is_empty() {
+            return Ok((ids, added));
+        }
+        let mut texts: HashMap<&[u8], String> = HashMap::new();
+        for (index, key) in &missing {
+            if !texts.contains_key(&key[..]) {
+                texts.insert(key, Context::of(batch[*index]).to_json()?);
+            }
+        }
+        let list = to_json(&texts.values().collect::<Vec<_>>())?;
+        txn.execute(sqlx::query(INSERT_CONTEXTS).bind(list.as_str()))
+            .await?;
+        let mut stored: HashMap<String, i64> = HashMap::new();
+        for row in txn
+            .fetch_all(sqlx::query(FIND_CONTEXTS).bind(list.as_str()))
+            .await?
+        {
+            stored.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        for (key, text) in &texts {
+            let id = stored
+                .get(text)
+                .ok_or_else(|| StorageError::Corrupt(format!("usage_contexts lacks {text}")))?;
+            added.insert((*key).into(), *id);
+        }
+        for (index, key) in &missing {
+            ids[*index] = added[&key[..]];
+        }
+        Ok((ids, added))
+    }
 }
 
-/// Inserts the records not seen before and returns them.
-async fn insert_records<'a>(
-    txn: &DatabaseTransaction,
-    batch: &'a [UsageRecord],
-) -> Result<Vec<&'a UsageRecord>, StorageError> {
-    let mut seen = HashSet::with_capacity(batch.len());
-    let unique: Vec<&UsageRecord> = batch
-        .iter()
-        .filter(|record| seen.insert(record.request_id.as_str()))
-        .collect();
-    let mut new = Vec::with_capacity(unique.len());
-    for chunk in chunks(&unique) {
-        let sql = format!(
-            "INSERT INTO usage_records ({}) VALUES {} \
-             ON CONFLICT (request_id) DO NOTHING RETURNING request_id",
-            COLUMNS.join(","),
-            tuples(chunk.len(), COLUMNS.len())
-        );
-        let values = chunk.iter().flat_map(|record| row(record)).collect();
-        let returned = txn.query_all_raw(statement(sql, values)).await?;
-        if returned.len() == chunk.len() {
-            new.extend_from_slice(chunk);
-            continue;
-        }
-        let inserted: HashSet<String> = returned
+const INSERT_CONTEXTS: &str = "INSERT INTO usage_contexts (details) \
+     SELECT value FROM json_each(?) WHERE TRUE ON CONFLICT (details) DO NOTHING";
+const FIND_CONTEXTS: &str = "SELECT details, id FROM usage_contexts \
+     WHERE details IN (SELECT value FROM json_each(?))";
+
+/// Inserts the records not seen before and returns them, and the id after which theirs begin.
+async fn insert<'a>(
+    txn: &mut SqliteConnection,
+    batch: &[&'a UsageRecord],
+    contexts: &[i64],
+) -> Result<(Vec<&'a UsageRecord>, i64), StorageError> {
+    let (mut inserted, mut last) = (0, 0);
+    let mut rest = batch;
+    let mut contexts = contexts;
+    while !rest.is_empty() {
+        let (size, sql) = INSERTS
             .iter()
-            .map(|row| row.try_get_by_index(0))
-            .collect::<Result<_, _>>()?;
-        new.extend(chunk.iter().filter(|r| inserted.contains(&r.request_id)));
+            .find(|(size, _)| *size <= rest.len())
+            .unwrap_or(&INSERTS[INSERTS.len() - 1]);
+        let (chunk, tail) = rest.split_at(*size);
+        let (ids, others) = contexts.split_at(*size);
+        (rest, contexts) = (tail, others);
+        let mut values = SqliteArguments::default();
+        values.reserve(size * COLUMNS.len(), 0);
+        for (record, context) in chunk.iter().zip(ids) {
+            bind(&mut values, record, *context)?;
+        }
+        let sql = AssertSqlSafe(Arc::clone(sql));
+        let done = txn.execute(sqlx::query_with(sql, values)).await?;
+        if done.rows_affected() > 0 {
+            inserted += done.rows_affected();
+            last = done.last_insert_rowid();
+        }
     }
-    Ok(new)
+    // Ids without AUTOINCREMENT are one above the highest, and nobody else writes meanwhile.
+    let before = last - inserted.cast_signed();
+    if inserted == batch.len() as u64 {
+        return Ok((batch.to_vec(), before));
+    }
+    let mut new: HashSet<String> = HashSet::new();
+    if inserted > 0 {
+        let sql = "SELECT request_id FROM usage_entries WHERE id > ?";
+        for row in txn.fetch_all(sqlx::query(sql).bind(before)).await? {
+            new.insert(row.try_get(0)?);
+        }
+    }
+    // Of two with one id the first counts, as it did for the database.
+    let new = batch.iter().filter(|r| new.remove(&r.request_id)).copied();
+    Ok((new.collect(), before))
 }
 
-/// Ledger entries and balances for what the balance pays, used quota for what anybody pays.
-async fn charge(txn: &DatabaseTransaction, new: &[&UsageRecord]) -> Result<(), StorageError> {
-    let mut entries = Vec::new();
-    let mut spend: BTreeMap<i64, i64> = BTreeMap::new();
-    for record in new {
-        let amount = charged(record);
-        if amount == Money::ZERO || record.billing_type == BillingType::None {
-            continue;
-        }
-        // At most a batch times a million dollars: far inside i64.
-        *spend.entry(record.api_key_id.0).or_default() += amount.0;
-        if record.billing_type == BillingType::Balance {
-            entries.push(Entry {
-                user: record.user_id,
-                kind: EntryKind::Charge,
-                amount: -amount,
-                request_id: Some(&record.request_id),
-                note: None,
-            });
-        }
-    }
-    ledger::post(txn, &entries).await?;
-    ledger::add(txn, "api_keys", "quota_used_nanos", &spend).await
+/// Ledger entries for the records after this id that the balance pays.
+async fn enter(txn: &mut SqliteConnection, before: i64) -> Result<(), StorageError> {
+    // CROSS JOIN: the few new records decide, not the contexts.
+    let sql = "INSERT INTO ledger_entries (user_id, kind, amount_nanos, request_id, created_at) \
+         SELECT e.user_id, 'charge', -e.charge_nanos, e.request_id, ? \
+         FROM usage_entries e CROSS JOIN usage_contexts c ON c.id = e.context_id \
+         WHERE e.id > ? AND e.charge_nanos > 0 AND c.billing_type = 'balance' ORDER BY e.id";
+    txn.execute(sqlx::query(sql).bind(now_millis()).bind(before))
+        .await?;
+    Ok(())
 }
 
-/// `column` of the rows with these ids, in id order.
-async fn amounts(
-    txn: &DatabaseTransaction,
-    table: &'static str,
-    column: &'static str,
-    ids: BTreeSet<i64>,
-) -> Result<Vec<(i64, Money)>, StorageError> {
-    let ids: Vec<i64> = ids.into_iter().collect();
-    let mut found = Vec::with_capacity(ids.len());
-    for chunk in chunks(&ids) {
-        let sql = format!(
-            "SELECT id, {column} FROM {table} WHERE id IN (VALUES {}) ORDER BY id",
-            tuples(chunk.len(), 1)
-        );
-        let values = chunk.iter().map(|id| (*id).into()).collect();
-        for row in txn.query_all_raw(statement(sql, values)).await? {
-            found.push((row.try_get_by_index(0)?, Money(row.try_get_by_index(1)?)));
-        }
+const ADD_TO_BALANCES: &str = "UPDATE users SET balance_nanos = balance_nanos + (d.value ->> 1) \
+     FROM json_each(?) AS d WHERE users.id = (d.value ->> 0) RETURNING id, balance_nanos";
+const ADD_TO_QUOTAS: &str = "UPDATE api_keys SET quota_used_nanos = quota_used_nanos + (d.value ->> 1) \
+     FROM json_each(?) AS d WHERE api_keys.id = (d.value ->> 0) RETURNING id, quota_used_nanos";
+
+/// Adds these amounts in SQL (a sum is never read, changed in memory and written back) and returns
+/// the sums after it, in id order.
+async fn add(
+    txn: &mut SqliteConnection,
+    sql: &'static str,
+    amounts: BTreeMap<i64, i64>,
+) -> Result<Vec<(i64, i64)>, StorageError> {
+    let amounts: Vec<(i64, i64)> = amounts.into_iter().collect();
+    let mut sums = Vec::with_capacity(amounts.len());
+    for row in txn
+        .fetch_all(sqlx::query(sql).bind(to_json(&amounts)?))
+        .await?
+    {
+        sums.push((row.try_get(0)?, row.try_get(1)?));
     }
-    Ok(found)
+    sums.sort_unstable();
+    Ok(sums)
 }
 
 /// What the record charges, held to [`MAX_AMOUNT`].
@@ -150,31 +236,15 @@ fn count(tokens: u64) -> i64 {
     i64::try_from(tokens.min(MAX_COUNT)).unwrap_or(i64::MAX)
 }
 
-/// The columns of `usage_records` but its id, in the order of [`row`].
-const COLUMNS: [&str; 45] = [
+/// The columns of `usage_entries` but its id, in the order of [`bind`].
+const COLUMNS: [&str; 20] = [
     "request_id",
-    "client_request_id",
-    "upstream_request_id",
     "created_at",
     "user_id",
-    "user_name",
-    "api_key_id",
-    "api_key_name",
-    "group_id",
-    "group_name",
-    "fallback_from_group",
-    "account_id",
-    "account_name",
-    "platform",
-    "endpoint",
-    "upstream_endpoint",
-    "requested_model",
-    "model",
-    "upstream_model",
-    "model_mapping_chain",
-    "stream",
-    "status",
-    "outcome",
+    "context_id",
+    "client_request_id",
+    "upstream_request_id",
+    "ip",
     "input_tokens",
     "output_tokens",
     "cache_creation_tokens",
@@ -185,67 +255,53 @@ const COLUMNS: [&str; 45] = [
     "image_count",
     "cost_nanos",
     "charge_nanos",
-    "rate_multiplier_millionths",
-    "billing_type",
-    "service_tier",
-    "reasoning_effort",
-    "attempts",
-    "account_switches",
     "duration_ms",
     "first_token_ms",
-    "usage_source",
-    "client_disconnected",
-    "ip",
-    "user_agent",
+    "trail",
 ];
 
-fn row(r: &UsageRecord) -> [Value; COLUMNS.len()] {
+/// Statements that insert so many records, largest first. Few, so that they stay prepared.
+static INSERTS: LazyLock<[(usize, Arc<str>); 4]> = LazyLock::new(|| {
+    [256, 32, 4, 1].map(|rows| {
+        let sql = format!(
+            "INSERT INTO usage_entries ({}) VALUES {} ON CONFLICT (request_id) DO NOTHING",
+            COLUMNS.join(","),
+            tuples(rows, COLUMNS.len())
+        );
+        (rows, sql.into())
+    })
+});
+
+fn bind(to: &mut SqliteArguments, r: &UsageRecord, context: i64) -> Result<(), StorageError> {
+    fn add<'v>(
+        to: &mut SqliteArguments,
+        value: impl sqlx::Encode<'v, Sqlite> + sqlx::Type<Sqlite>,
+    ) -> Result<(), StorageError> {
+        to.add(value)
+            .map_err(|error| sqlx::Error::Encode(error).into())
+    }
+    // An `Arc<str>` is handed on as it is; a `&str` would be copied twice.
+    let shared = |text: &Option<String>| text.as_deref().map(Arc::<str>::from);
     let tokens = &r.tokens;
-    [
-        r.request_id.clone().into(),
-        r.client_request_id.clone().into(),
-        r.upstream_request_id.clone().into(),
-        millis(r.created_at).into(),
-        r.user_id.0.into(),
-        r.user.clone().into(),
-        r.api_key_id.0.into(),
-        r.api_key.clone().into(),
-        r.group_id.0.into(),
-        r.group.clone().into(),
-        r.fallback_from_group.clone().into(),
-        r.account_id.0.into(),
-        r.account.clone().into(),
-        r.platform.as_str().into(),
-        r.endpoint.clone().into(),
-        r.upstream_endpoint.clone().into(),
-        r.requested_model.clone().into(),
-        r.model.clone().into(),
-        r.upstream_model.clone().into(),
-        r.model_mapping_chain.clone().into(),
-        r.stream.into(),
-        i64::from(r.status).into(),
-        r.outcome.as_str().into(),
-        count(tokens.input).into(),
-        count(tokens.output).into(),
-        count(tokens.cache_creation).into(),
-        count(tokens.cache_creation_5m).into(),
-        count(tokens.cache_creation_1h).into(),
-        count(tokens.cache_read).into(),
-        count(tokens.image_output).into(),
-        i64::from(r.image_count).into(),
-        r.cost.clamp(Money::ZERO, MAX_AMOUNT).0.into(),
-        charged(r).0.into(),
-        millionths(r.rate_multiplier).into(),
-        r.billing_type.as_str().into(),
-        r.service_tier.clone().into(),
-        r.reasoning_effort.clone().into(),
-        i64::from(r.attempts).into(),
-        i64::from(r.account_switches).into(),
-        count(r.duration_ms).into(),
-        r.first_token_ms.map(count).into(),
-        r.usage_source.as_str().into(),
-        r.client_disconnected.into(),
-        r.ip.clone().into(),
-        r.user_agent.clone().into(),
-    ]
+    add(to, Arc::<str>::from(r.request_id.as_str()))?;
+    add(to, millis(r.created_at))?;
+    add(to, r.user_id.0)?;
+    add(to, context)?;
+    add(to, shared(&r.client_request_id))?;
+    add(to, shared(&r.upstream_request_id))?;
+    add(to, shared(&r.ip))?;
+    add(to, count(tokens.input))?;
+    add(to, count(tokens.output))?;
+    add(to, count(tokens.cache_creation))?;
+    add(to, count(tokens.cache_creation_5m))?;
+    add(to, count(tokens.cache_creation_1h))?;
+    add(to, count(tokens.cache_read))?;
+    add(to, count(tokens.image_output))?;
+    add(to, i64::from(r.image_count))?;
+    add(to, r.cost.clamp(Money::ZERO, MAX_AMOUNT).0)?;
+    add(to, charged(r).0)?;
+    add(to, count(r.duration_ms))?;
+    add(to, r.first_token_ms.map(count))?;
+    let trail = (!r.trail.is_empty()).then(|| to_json(&r.trail));
+    add(to, trail.transpose()?)
 }

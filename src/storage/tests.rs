@@ -1,6 +1,7 @@
 //! The store against real SQLite files.
 
 mod applying;
+mod keeping;
 mod opening;
 mod operating;
 mod reading;
@@ -8,6 +9,7 @@ mod settling;
 
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
+use tollgate_filters::passthrough::{MatchMode, Rule};
 use tollgate_filters::usage::TokenUsage;
 
 use super::{ApplyOptions, ApplyReport, Store};
@@ -111,6 +113,24 @@ fn key(name: &str, text: Option<&str>, user: &str) -> ApiKeyResource {
     }
 }
 
+fn rule(name: &str, priority: i32) -> Rule {
+    Rule {
+        name: name.to_owned(),
+        enabled: true,
+        priority,
+        error_codes: vec![529, 503],
+        keywords: vec!["Overloaded".to_owned()],
+        match_mode: MatchMode::All,
+        platforms: vec!["openai".to_owned()],
+        passthrough_code: false,
+        response_code: Some(503),
+        passthrough_body: false,
+        custom_message: Some("Busy, please retry".to_owned()),
+        skip_monitoring: true,
+        description: "for the operator".to_owned(),
+    }
+}
+
 /// One of everything.
 fn resources() -> Resources {
     let mut main = group("main");
@@ -134,6 +154,7 @@ fn resources() -> Resources {
             key("alice-laptop", Some("tg-alice-0123456789abcdef"), "alice"),
             key("bob-laptop", Some("tg-bob-0123456789abcdef"), "bob"),
         ],
+        error_passthrough_rules: vec![rule("busy", 5)],
         prices: [("gpt-5".to_owned(), price)].into(),
     }
 }
@@ -145,7 +166,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 
 /// A record of alice's (the first user's) with every optional field filled in and no two counts
 /// the same, so that a column in the wrong place shows.
-fn record(request_id: &str, charge: &str) -> UsageRecord {
+pub(super) fn record(request_id: &str, charge: &str) -> UsageRecord {
     let some = |text: &str| Some(text.to_owned());
     UsageRecord {
         request_id: request_id.to_owned(),

@@ -1,16 +1,14 @@
 //! Questions about past requests: totals, and the records themselves page by page.
 
 use chrono::{DateTime, Utc};
-use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryResult, QuerySelect};
 
-use super::convert::{millis, multiplier, time, whole};
-use super::entities::{usage_record, user};
+use super::context::Context;
+use super::convert::{from_json, millis, multiplier, time, whole};
+use super::entities::user;
 use super::rows::statement;
 use super::{StorageError, Store};
-use crate::domain::{Money, Multiplier};
+use crate::domain::{AttemptTrace, Money, Multiplier};
 
 /// What usage totals are grouped by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +124,7 @@ pub struct UsageRecordView {
     pub reasoning_effort: Option<String>,
     pub attempts: u32,
     pub account_switches: u32,
+    pub attempt_trail: Vec<AttemptTrace>,
     pub duration_ms: u64,
     pub first_token_ms: Option<u64>,
     pub usage_source: String,
@@ -169,16 +168,19 @@ impl Store {
         ]
         .map(|column| format!("COALESCE(SUM({column}), 0)"))
         .join(", ");
-        let (name, group) = match by {
-            None => ("NULL", String::new()),
-            Some(by) => {
-                let order = "ORDER BY SUM(charge_nanos) DESC, SUM(cost_nanos) DESC, 1";
-                (by.column(), format!("GROUP BY 1 {order}"))
+        // CROSS JOIN: by time, then to the context, never the other way round.
+        let sql = match by {
+            None => {
+                format!("SELECT NULL, COUNT(*), {sums} FROM usage_entries WHERE created_at >= ?")
             }
+            Some(by) => format!(
+                "SELECT c.{}, COUNT(*), {sums} \
+                 FROM usage_entries e CROSS JOIN usage_contexts c ON c.id = e.context_id \
+                 WHERE created_at >= ? \
+                 GROUP BY 1 ORDER BY SUM(charge_nanos) DESC, SUM(cost_nanos) DESC, 1",
+                by.column()
+            ),
         };
-        let sql = format!(
-            "SELECT {name}, COUNT(*), {sums} FROM usage_records WHERE created_at >= ? {group}"
-        );
         self.inner
             .pools
             .reader
@@ -216,89 +218,104 @@ impl Store {
         after: Option<UsageCursor>,
         limit: u64,
     ) -> Result<Vec<UsageRecordView>, StorageError> {
-        use usage_record::Column;
         let reader = &self.inner.pools.reader;
-        let mut wanted = Condition::all();
-        if let Some(name) = &filter.user {
-            let id: Option<i64> = user::Entity::find()
-                .select_only()
-                .column(user::Column::Id)
-                .filter(user::Column::Name.eq(name.as_str()))
-                .into_tuple()
-                .one(reader)
-                .await?;
-            let id = id.ok_or_else(|| StorageError::NotFound {
-                kind: "user",
-                name: name.clone(),
-            })?;
-            wanted = wanted.add(Column::UserId.eq(id));
-        }
-        // One lower bound, never both: with two, SQLite may seek to the earlier one and read every
-        // page before this one again.
-        wanted = match after {
-            None => wanted.add(Column::CreatedAt.gte(millis(filter.since))),
-            Some(after) => {
-                let place = Expr::tuple([Expr::col(Column::CreatedAt), Expr::col(Column::Id)]);
-                let end = Expr::tuple([Expr::val(after.created_at), Expr::val(after.id)]);
-                wanted.add(place.gt(end))
+        let (of_user, mut values) = match &filter.user {
+            None => ("", Vec::new()),
+            Some(name) => {
+                let id: Option<i64> = user::Entity::find()
+                    .select_only()
+                    .column(user::Column::Id)
+                    .filter(user::Column::Name.eq(name.as_str()))
+                    .into_tuple()
+                    .one(reader)
+                    .await?;
+                let id = id.ok_or_else(|| StorageError::NotFound {
+                    kind: "user",
+                    name: name.clone(),
+                })?;
+                ("e.user_id = ? AND", vec![id.into()])
             }
         };
-        usage_record::Entity::find()
-            .filter(wanted)
-            .order_by_asc(Column::CreatedAt)
-            .order_by_asc(Column::Id)
-            .limit(limit)
-            .all(reader)
+        // One lower bound, never both: with two, SQLite may seek to the earlier one and read every
+        // page before this one again.
+        let from = match after {
+            None => {
+                values.push(millis(filter.since).into());
+                "e.created_at >= ?"
+            }
+            Some(after) => {
+                values.extend([after.created_at.into(), after.id.into()]);
+                "(e.created_at, e.id) > (?, ?)"
+            }
+        };
+        values.push(limit.into());
+        let sql = format!(
+            "SELECT e.*, c.details \
+             FROM usage_entries e CROSS JOIN usage_contexts c ON c.id = e.context_id \
+             WHERE {of_user} {from} ORDER BY e.created_at, e.id LIMIT ?"
+        );
+        reader
+            .query_all_raw(statement(sql, values))
             .await?
-            .into_iter()
+            .iter()
             .map(view)
             .collect()
     }
 }
 
-fn view(row: usage_record::Model) -> Result<UsageRecordView, StorageError> {
+fn view(row: &QueryResult) -> Result<UsageRecordView, StorageError> {
+    let number = |column: &str| -> Result<i64, StorageError> { Ok(row.try_get("", column)?) };
+    let count = |column: &str| whole::<u64>(number(column)?);
+    let details: String = row.try_get("", "details")?;
+    let context = Context::from_json(&details)?;
+    let trail: Option<String> = row.try_get("", "trail")?;
+    let first_token_ms: Option<i64> = row.try_get("", "first_token_ms")?;
     Ok(UsageRecordView {
-        id: row.id,
-        request_id: row.request_id,
-        client_request_id: row.client_request_id,
-        upstream_request_id: row.upstream_request_id,
-        created_at: time(row.created_at)?,
-        user: row.user_name,
-        api_key: row.api_key_name,
-        group: row.group_name,
-        fallback_from_group: row.fallback_from_group,
-        account: row.account_name,
-        platform: row.platform,
-        endpoint: row.endpoint,
-        upstream_endpoint: row.upstream_endpoint,
-        requested_model: row.requested_model,
-        model: row.model,
-        upstream_model: row.upstream_model,
-        model_mapping_chain: row.model_mapping_chain,
-        stream: row.stream,
-        status: whole(row.status)?,
-        outcome: row.outcome,
-        input_tokens: whole(row.input_tokens)?,
-        output_tokens: whole(row.output_tokens)?,
-        cache_creation_tokens: whole(row.cache_creation_tokens)?,
-        cache_creation_5m_tokens: whole(row.cache_creation_5m_tokens)?,
-        cache_creation_1h_tokens: whole(row.cache_creation_1h_tokens)?,
-        cache_read_tokens: whole(row.cache_read_tokens)?,
-        image_output_tokens: whole(row.image_output_tokens)?,
-        image_count: whole(row.image_count)?,
-        cost: Money(row.cost_nanos),
-        charge: Money(row.charge_nanos),
-        rate_multiplier: multiplier(row.rate_multiplier_millionths)?,
-        billing_type: row.billing_type,
-        service_tier: row.service_tier,
-        reasoning_effort: row.reasoning_effort,
-        attempts: whole(row.attempts)?,
-        account_switches: whole(row.account_switches)?,
-        duration_ms: whole(row.duration_ms)?,
-        first_token_ms: row.first_token_ms.map(whole).transpose()?,
-        usage_source: row.usage_source,
-        client_disconnected: row.client_disconnected,
-        ip: row.ip,
-        user_agent: row.user_agent,
+        id: number("id")?,
+        request_id: row.try_get("", "request_id")?,
+        client_request_id: row.try_get("", "client_request_id")?,
+        upstream_request_id: row.try_get("", "upstream_request_id")?,
+        created_at: time(number("created_at")?)?,
+        user: context.user.into_owned(),
+        api_key: context.api_key.into_owned(),
+        group: context.group.into_owned(),
+        fallback_from_group: context.fallback_from_group.map(Into::into),
+        account: context.account.into_owned(),
+        platform: context.platform.into_owned(),
+        endpoint: context.endpoint.into_owned(),
+        upstream_endpoint: context.upstream_endpoint.into_owned(),
+        requested_model: context.requested_model.into_owned(),
+        model: context.model.into_owned(),
+        upstream_model: context.upstream_model.into_owned(),
+        model_mapping_chain: context.model_mapping_chain.map(Into::into),
+        stream: context.stream,
+        status: context.status,
+        outcome: context.outcome.into_owned(),
+        input_tokens: count("input_tokens")?,
+        output_tokens: count("output_tokens")?,
+        cache_creation_tokens: count("cache_creation_tokens")?,
+        cache_creation_5m_tokens: count("cache_creation_5m_tokens")?,
+        cache_creation_1h_tokens: count("cache_creation_1h_tokens")?,
+        cache_read_tokens: count("cache_read_tokens")?,
+        image_output_tokens: count("image_output_tokens")?,
+        image_count: whole(number("image_count")?)?,
+        cost: Money(number("cost_nanos")?),
+        charge: Money(number("charge_nanos")?),
+        rate_multiplier: multiplier(context.rate_multiplier_millionths)?,
+        billing_type: context.billing_type.into_owned(),
+        service_tier: context.service_tier.map(Into::into),
+        reasoning_effort: context.reasoning_effort.map(Into::into),
+        attempts: context.attempts,
+        account_switches: context.account_switches,
+        attempt_trail: match trail {
+            Some(trail) => from_json(&trail)?,
+            None => Vec::new(),
+        },
+        duration_ms: count("duration_ms")?,
+        first_token_ms: first_token_ms.map(whole).transpose()?,
+        usage_source: context.usage_source.into_owned(),
+        client_disconnected: context.client_disconnected,
+        ip: row.try_get("", "ip")?,
+        user_agent: context.user_agent.map(Into::into),
     })
 }

@@ -9,7 +9,8 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
 use crate::domain::{
-    AccountType, ApiKeyStatus, ModelMapping, Money, Multiplier, Platform, SubscriptionType,
+    AccountStatus, AccountType, ApiKeyStatus, ConditionKind, ModelMapping, Money, Multiplier,
+    Platform, SubscriptionType,
 };
 
 /// A group as shown.
@@ -47,6 +48,12 @@ pub struct GroupView {
 pub struct AccountView {
     /// Unique name.
     pub name: String,
+    /// Whether it may be chosen now, in one word.
+    pub status: AccountStatus,
+    /// When that ends by itself; `None` = it does not, or nothing is to end.
+    pub until: Option<DateTime<Utc>>,
+    /// What keeps it from being chosen now, or puts it behind the others.
+    pub conditions: Vec<ConditionView>,
     /// Operator's intent.
     pub enabled: bool,
     /// Provider family.
@@ -80,8 +87,60 @@ pub struct AccountView {
     pub expires_at: Option<DateTime<Utc>>,
     /// Whether its traffic goes through an egress proxy.
     pub proxy_set: bool,
+    /// That proxy, without user name and password.
+    pub proxy: Option<String>,
     /// Options, as written.
     pub extra: Map<String, Value>,
+    /// When it was first applied.
+    pub created_at: DateTime<Utc>,
+}
+
+/// One reason why an account is not chosen, as shown.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct ConditionView {
+    /// Why.
+    pub kind: ConditionKind,
+    /// The one model it is about; `None` = every model.
+    pub model: Option<String>,
+    /// When it began.
+    pub since: DateTime<Utc>,
+    /// When it ends by itself; `None` = when `accounts resume` is said.
+    pub until: Option<DateTime<Utc>>,
+    /// The upstream's status that led to it, where there was one.
+    pub status: Option<u16>,
+    /// In words.
+    pub reason: String,
+}
+
+/// An error passthrough rule as shown: the fields of the resource.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct RuleView {
+    /// Unique name.
+    pub name: String,
+    /// Off = never matches.
+    pub enabled: bool,
+    /// Lowest first.
+    pub priority: i32,
+    /// Upstream statuses it is for.
+    pub error_codes: Vec<u16>,
+    /// Words of the upstream's body it is for.
+    pub keywords: Vec<String>,
+    /// `any` or `all`.
+    pub match_mode: &'static str,
+    /// Platforms it is for; empty = all.
+    pub platforms: Vec<String>,
+    /// The client gets the upstream's status.
+    pub passthrough_code: bool,
+    /// The client's status where not.
+    pub response_code: Option<u16>,
+    /// The client gets the upstream's message.
+    pub passthrough_body: bool,
+    /// The client's message where not.
+    pub custom_message: Option<String>,
+    /// Leaves such errors out of error metrics and the log.
+    pub skip_monitoring: bool,
+    /// For the operator.
+    pub description: String,
     /// When it was first applied.
     pub created_at: DateTime<Utc>,
 }

@@ -784,7 +784,7 @@ async fn a_home_that_fails_is_a_home_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tiers_first_then_the_least_loaded() {
+async fn tiers_first_then_wherever_there_is_room() {
     let upstream = FakeUpstream::start().await;
     // a1 is the better tier with room for one; a2 and a3 share the next, a3 with twice the room.
     let gateway = Setup::new(&vec![upstream.url(); 3])
@@ -805,11 +805,10 @@ async fn tiers_first_then_the_least_loaded() {
     }
     let mut accounts = asked(&upstream);
     assert_eq!(accounts[0], "sk-a1");
-    // Whatever the turn, after three more the loads are even: one of two, two of four.
+    // Inside a tier chance decides among the best; in the end all the room is used.
     let share = |accounts: &[String]| {
         ["sk-a2", "sk-a3"].map(|name| accounts.iter().filter(|a| *a == name).count())
     };
-    assert_eq!(share(&accounts[1..4]), [1, 2], "{accounts:?}");
     assert_eq!(share(&accounts[1..7]), [2, 4], "{accounts:?}");
     gate.open();
     for call in calls.drain(..) {

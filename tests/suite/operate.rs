@@ -361,12 +361,14 @@ async fn lists_and_single_objects_without_secrets() {
             r["accounts"][0]["model_mapping"] = json!({"gpt-*": "gpt-5-mini"});
             r["api_keys"][0]["quota"] = json!("5");
             r["api_keys"][0]["ip_allow"] = json!(["127.0.0.1"]);
+            r["accounts"][1]["proxy"] = json!("socks5://customer7:hunter2@proxy.example");
+            r["error_passthrough_rules"] = json!([{"name": "busy", "error_codes": [529]}]);
         })
         .start()
         .await;
     let mut seen = String::new();
     #[rustfmt::skip]
-    let fields: [Shown; 4] = [
+    let fields: [Shown; 5] = [
         ("groups", &["main"], &[
             ("platform", json!("openai")), ("enabled", json!(true)), ("rate_multiplier", Value::Null),
             ("subscription_type", json!("standard")), ("accounts", json!(["a1", "a2"])),
@@ -377,6 +379,11 @@ async fn lists_and_single_objects_without_secrets() {
             ("groups", json!(["main"])), ("concurrency", json!(50)), ("priority", json!(1)),
             ("model_mapping", json!({"gpt-*": "gpt-5-mini"})), ("paused", json!(false)),
             ("schedulable", json!(true)), ("proxy_set", json!(false)), ("extra", json!({})),
+            ("status", json!("active")), ("until", Value::Null), ("conditions", json!([])),
+        ]),
+        ("rules", &["busy"], &[
+            ("enabled", json!(true)), ("priority", json!(0)), ("error_codes", json!([529])),
+            ("match_mode", json!("any")), ("passthrough_code", json!(true)), ("response_code", Value::Null),
         ]),
         ("users", &["alice"], &[
             ("enabled", json!(true)), ("balance", json!("10")), ("reserved", json!("0")),
@@ -415,7 +422,8 @@ async fn lists_and_single_objects_without_secrets() {
         assert_eq!(stdout(&output), "", "{kind}");
         assert!(stderr(&output).contains("nobody"), "{kind}");
     }
-    for secret in [KEY, "sk-a1", "sk-a2"] {
+    assert!(seen.contains("socks5://proxy.example:1080"), "{seen}");
+    for secret in [KEY, "sk-a1", "sk-a2", "customer7", "hunter2"] {
         assert!(!seen.contains(secret), "{secret} is shown");
     }
 }
@@ -520,7 +528,7 @@ async fn usage_in_totals_and_records() {
         "outcome", "input_tokens", "output_tokens", "cache_creation_tokens",
         "cache_creation_5m_tokens", "cache_creation_1h_tokens", "cache_read_tokens",
         "image_output_tokens", "image_count", "cost", "charge", "rate_multiplier", "billing_type",
-        "service_tier", "reasoning_effort", "attempts", "account_switches", "duration_ms",
+        "service_tier", "reasoning_effort", "attempts", "account_switches", "attempt_trail", "duration_ms",
         "first_token_ms", "usage_source", "client_disconnected", "ip", "user_agent",
     ];
     let lines = gateway.run(&["usage", "records", "--json"]);

@@ -4,13 +4,14 @@
 //! where one is given; people read the message, which says what to do.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use super::ErrorReply;
 use crate::body::{DecodeError, too_large_message};
 use crate::credential::CredentialError;
 use crate::headers::AmbiguousFraming;
 use crate::route::RouteError;
-use crate::verdict::upstream_message;
+use crate::verdict::{Verdict, upstream_message};
 
 const AUTHENTICATION: &str = "authentication_error";
 const PERMISSION: &str = "permission_error";
@@ -282,22 +283,51 @@ pub fn exhausted(last_status: Option<u16>) -> ErrorReply {
             RATE_LIMIT,
             "Upstream rate limit exceeded, please retry later",
         ),
-        Some(529) => upstream(503, "Upstream service overloaded, please retry later"),
+        Some(529) => ErrorReply {
+            anthropic_kind: Some("overloaded_error"),
+            ..upstream(503, "Upstream service overloaded, please retry later")
+        },
         Some(500 | 502 | 503 | 504) => upstream(502, "Upstream service temporarily unavailable"),
         _ => upstream_failed(),
     }
 }
 
-/// The answer to an upstream's error that does not fail over and whose own words are not for the
-/// client. Where they are, see [`client_fault`].
-pub fn mapped(status: u16) -> ErrorReply {
-    match status {
-        401 | 403 | 429 => exhausted(Some(status)),
-        402 => upstream(
-            502,
-            "Upstream payment required: insufficient balance or billing issue",
-        ),
-        _ => upstream_failed(),
+/// The last word on a request, when the upstream's answer or the want of one is judged and nobody else
+/// may be tried (SPEC 8.5, 8.6, Change 12), no passthrough rule having been found. `status` is the
+/// upstream's, if it answered with an error; `body` belongs to it.
+///
+/// A client's own mistake comes back as [`client_fault`]; a body that is an error of the client's dialect
+/// already is better relayed as it is.
+pub fn last_word(status: Option<u16>, verdict: &Verdict, body: &[u8]) -> ErrorReply {
+    // A failure within a stream has no status of an error; its verdict stands for one.
+    let status = status.filter(|status| *status >= 300);
+    match verdict {
+        Verdict::ClientFault => client_fault(status.unwrap_or(400), body),
+        Verdict::Unlisted => upstream_gateway_error(),
+        Verdict::BadCredential => exhausted(status.or(Some(401))),
+        Verdict::Limited { retry_after } => {
+            let reply = exhausted(status.or(Some(429)));
+            match retry_after {
+                // Rounded up: whoever comes back a moment early is refused again.
+                Some(wait) => reply.with_retry_after(whole_seconds(*wait).max(1)),
+                None => reply,
+            }
+        }
+        Verdict::Overloaded => exhausted(status.or(Some(529))),
+        Verdict::Fine | Verdict::Failed => exhausted(status),
+    }
+}
+
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+/// An upstream's error as a passthrough rule wants it shown; see [`crate::passthrough::Rule::reply`].
+pub(crate) fn passed_through(status: u16, message: Option<String>) -> ErrorReply {
+    let message = message.map_or(Cow::from(UPSTREAM_FAILED), Cow::from);
+    ErrorReply {
+        anthropic_kind: Some(UPSTREAM),
+        ..ErrorReply::new(status, UPSTREAM, message)
     }
 }
 
@@ -315,11 +345,6 @@ pub fn client_fault(status: u16, body: &[u8]) -> ErrorReply {
 /// 502: no upstream gave an answer worth relaying; also what a panic before any output becomes.
 pub fn upstream_failed() -> ErrorReply {
     upstream(502, UPSTREAM_FAILED)
-}
-
-/// 502: the upstream took too long to answer.
-pub fn upstream_timeout() -> ErrorReply {
-    upstream_failed()
 }
 
 /// 502: a panic in the request, before any output.
@@ -415,7 +440,6 @@ mod tests {
             (service_unavailable(), 503, API, None),
             // The upstream.
             (upstream_failed(), 502, UPSTREAM, None),
-            (upstream_timeout(), 502, UPSTREAM, None),
             (panicked(), 502, UPSTREAM, None),
             (upstream_response_too_large(), 502, UPSTREAM, None),
             (upstream_gateway_error(), 500, UPSTREAM, None),
@@ -503,23 +527,64 @@ mod tests {
             (None, 502, UPSTREAM, "Upstream request failed"),
         ];
         for (last, status, kind, message) in rows {
-            assert_eq!(
-                exhausted(last),
-                ErrorReply::new(status, kind, message),
-                "{last:?}"
-            );
+            let error = exhausted(last);
+            let found = (error.status, error.kind, &*error.message, error.code);
+            assert_eq!(found, (status, kind, message, None), "{last:?}");
         }
     }
 
     #[test]
-    fn without_failover() {
-        for status in [401, 403, 429] {
-            assert_eq!(mapped(status), exhausted(Some(status)));
+    fn an_overloaded_upstream_has_its_own_type_in_anthropics_dialect() {
+        for (status, kind) in [(529, "overloaded_error"), (503, UPSTREAM), (401, UPSTREAM)] {
+            let error = exhausted(Some(status));
+            let kind_in = |dialect| {
+                let body: serde_json::Value = serde_json::from_slice(&error.body(dialect)).unwrap();
+                body["error"]["type"].as_str().unwrap().to_owned()
+            };
+            assert_eq!(kind_in(Dialect::Anthropic), kind, "{status}");
+            assert_eq!(kind_in(Dialect::OpenAi), UPSTREAM, "{status}");
         }
-        let payment = "Upstream payment required: insufficient balance or billing issue";
-        assert_eq!(mapped(402), ErrorReply::new(502, UPSTREAM, payment));
-        for status in [302, 418, 500, 503, 529] {
-            assert_eq!(mapped(status), upstream_failed(), "{status}");
+    }
+
+    #[test]
+    fn the_last_word_follows_the_verdict() {
+        let body = br#"{"error":{"message":"no such model"}}"#;
+        let wait = |ms| Verdict::Limited {
+            retry_after: Some(Duration::from_millis(ms)),
+        };
+        let limited = exhausted(Some(429));
+        let unknown = Verdict::Limited { retry_after: None };
+        #[rustfmt::skip]
+        let rows = [
+            (Some(404), Verdict::ClientFault, ErrorReply::new(404, INVALID_REQUEST, "no such model")),
+            (Some(200), Verdict::ClientFault, ErrorReply::new(400, INVALID_REQUEST, "no such model")),
+            (Some(404), Verdict::Unlisted, upstream_gateway_error()),
+            (Some(429), Verdict::Unlisted, upstream_gateway_error()),
+            (Some(401), Verdict::BadCredential, exhausted(Some(401))),
+            (Some(402), Verdict::BadCredential, upstream_failed()),
+            (Some(403), Verdict::BadCredential, exhausted(Some(403))),
+            (Some(400), Verdict::BadCredential, upstream_failed()),
+            (None, Verdict::BadCredential, exhausted(Some(401))),
+            (Some(429), unknown, limited.clone()),
+            (Some(429), wait(7_000), limited.clone().with_retry_after(7)),
+            (Some(429), wait(7_001), limited.clone().with_retry_after(8)),
+            (Some(429), wait(0), limited.clone().with_retry_after(1)),
+            (Some(200), wait(7_000), limited.clone().with_retry_after(7)),
+            (None, unknown, limited),
+            (Some(529), Verdict::Overloaded, exhausted(Some(529))),
+            (Some(200), Verdict::Overloaded, exhausted(Some(529))),
+            (Some(503), Verdict::Failed, exhausted(Some(503))),
+            // By a rule of the account's, after all.
+            (Some(404), Verdict::Failed, upstream_failed()),
+            (Some(200), Verdict::Failed, upstream_failed()),
+            (None, Verdict::Failed, upstream_failed()),
+        ];
+        for (status, verdict, expected) in rows {
+            assert_eq!(
+                last_word(status, &verdict, body),
+                expected,
+                "{status:?} {verdict:?}"
+            );
         }
     }
 

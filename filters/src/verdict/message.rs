@@ -1,9 +1,17 @@
 //! What an upstream's error body says, in words that may be shown to a client.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
+
+use super::retry_after::Resets;
+use crate::usage::Failure;
 
 /// The longest message passed on, in characters.
 const LONGEST: usize = 1000;
+
+/// The longest message kept with an account, in characters.
+const LONGEST_REASON: usize = 300;
 
 /// What stands in place of a secret.
 const MASK: &str = "***";
@@ -39,15 +47,102 @@ pub fn is_openai_error(body: &[u8]) -> bool {
     body.pointer("/error/message").is_some_and(Value::is_string)
 }
 
-/// The message for judging only, not for showing; of a body that is not an object, its text.
-pub(super) fn raw(body: &[u8]) -> Option<String> {
-    match serde_json::from_slice::<Value>(body) {
-        Ok(Value::String(text)) => Some(text),
-        Ok(value) => extract(&value),
-        // An object cut short has a text nobody can tell the parts of.
-        Err(_) if body.trim_ascii_start().starts_with(b"{") => None,
-        Err(_) => std::str::from_utf8(body).ok().map(str::to_owned),
+/// What an error says, in whatever form it came.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// For judging only, not for showing; of a body that is not an object, its text.
+    pub text: Option<String>,
+    /// `detail`, where it is a string.
+    pub detail: Option<String>,
+    /// Its codes and types, as written.
+    names: Vec<String>,
+    /// Whether `text` is a message rather than just any text.
+    is_message: bool,
+    resets: Resets,
+}
+
+impl Said {
+    pub fn by_body(body: &[u8]) -> Said {
+        let body = match serde_json::from_slice::<Value>(body) {
+            Ok(body) => body,
+            // An object cut short has a text nobody can tell the parts of.
+            Err(_) if body.trim_ascii_start().starts_with(b"{") => return Said::default(),
+            Err(_) => {
+                return Said {
+                    text: std::str::from_utf8(body).ok().map(str::to_owned),
+                    ..Said::default()
+                };
+            }
+        };
+        if let Value::String(text) = body {
+            return Said {
+                text: Some(text),
+                ..Said::default()
+            };
+        }
+        let string = |pointer: &str| body.pointer(pointer)?.as_str().map(str::to_owned);
+        let names = ["/error/code", "/error/type", "/detail/code"];
+        Said {
+            text: extract(&body),
+            detail: string("/detail"),
+            names: names.into_iter().filter_map(string).collect(),
+            is_message: true,
+            resets: body.get("error").map(Resets::of).unwrap_or_default(),
+        }
     }
+
+    pub fn by_failure(failure: &Failure) -> Said {
+        Said {
+            text: failure.message.clone(),
+            detail: None,
+            names: [&failure.code, &failure.kind]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            is_message: true,
+            resets: Resets::default(),
+        }
+    }
+
+    /// Whether its code or type is one of these, in lower case.
+    pub fn is_any(&self, names: &[&str]) -> bool {
+        let is = |said: &String| names.iter().any(|name| said.eq_ignore_ascii_case(name));
+        self.names.iter().any(is)
+    }
+
+    /// Whether its message begins so, in lower case.
+    pub fn begins(&self, words: &str) -> bool {
+        let text = self.text.as_deref().unwrap_or_default();
+        starts_with_ignoring_case(text, words)
+    }
+
+    /// When it says that a limit ends.
+    pub fn resets_in(&self, now: SystemTime) -> Option<Duration> {
+        self.resets.wait(now)
+    }
+
+    /// `what`, with the message behind it if there is one: for the operator.
+    pub fn explain(&self, what: &str) -> String {
+        let message = self.text.as_deref().filter(|_| self.is_message);
+        match message.map(|text| cut(sanitise(text), LONGEST_REASON)) {
+            Some(message) if !message.is_empty() => format!("{what}: {message}"),
+            _ => what.to_owned(),
+        }
+    }
+}
+
+/// A text of an operator's own, made fit to be a reason.
+pub(super) fn reason(text: &str) -> String {
+    cut(sanitise(text), LONGEST_REASON)
+}
+
+fn cut(mut text: String, longest: usize) -> String {
+    if let Some((at, _)) = text.char_indices().nth(longest) {
+        text.truncate(at);
+        text.push('…');
+    }
+    text
 }
 
 fn extract(body: &Value) -> Option<String> {
@@ -266,7 +361,8 @@ mod tests {
         #[test]
         fn any_text_is_survived_and_bounded(text in any::<String>()) {
             prop_assert!(sanitise(&text).chars().count() <= LONGEST + 1);
-            let _ = raw(text.as_bytes());
+            let said = Said::by_body(text.as_bytes());
+            prop_assert!(said.explain("").chars().count() <= LONGEST_REASON + 3);
             let _ = upstream_message(text.as_bytes());
         }
 

@@ -1,6 +1,11 @@
 //! What an operator wants done about an account's upstream errors, as far as it differs from the
 //! rules (SPEC 7.5). Plain data: built from an account's options.
 
+use std::time::Duration;
+
+use super::Effect;
+use super::message::reason;
+
 /// How an account's upstream errors are taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorPolicy {
@@ -20,6 +25,21 @@ pub struct ErrorPolicy {
 impl ErrorPolicy {
     /// Of `pool_mode_retry_count`, where it is not given (SPEC 7.2).
     pub const DEFAULT_POOL_RETRIES: u32 = 3;
+
+    /// The first rule for an answer with this status and body.
+    pub(super) fn rule_for(&self, status: u16, body: &[u8]) -> Option<&TempRule> {
+        let mut rules = self
+            .temp_unschedulable_rules
+            .iter()
+            .filter(|rule| rule.error_code == status)
+            .peekable();
+        rules.peek()?;
+        let body = String::from_utf8_lossy(body).to_lowercase();
+        rules.find(|rule| {
+            let mut words = rule.keywords.iter().map(|word| word.to_lowercase());
+            words.any(|word| !word.is_empty() && body.contains(&word))
+        })
+    }
 }
 
 /// Takes the account out for a while when its upstream says something.
@@ -33,4 +53,19 @@ pub struct TempRule {
     pub duration_minutes: u32,
     /// For the operator, shown with the account; may be empty.
     pub description: String,
+}
+
+impl TempRule {
+    /// What it does to the account: at least a minute, as one that does nothing would be no rule.
+    pub(super) fn effect(&self) -> Effect {
+        let minutes = u64::from(self.duration_minutes.max(1));
+        let reason = match self.description.trim() {
+            "" => format!("Rule for {}", self.error_code),
+            description => reason(&format!("Rule for {}: {description}", self.error_code)),
+        };
+        Effect::TempUnschedulable {
+            lasts: Duration::from_secs(minutes * 60),
+            reason,
+        }
+    }
 }

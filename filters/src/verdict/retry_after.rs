@@ -15,33 +15,42 @@ const LIMIT_TYPES: [&str; 2] = ["usage_limit_reached", "rate_limit_exceeded"];
 /// Timestamps above this are in milliseconds: as seconds they would lie beyond the year 5000.
 const LARGEST_SECONDS: f64 = 1e11;
 
-/// The wait a 429 of an OpenAI upstream asks for: its error object's `resets_at` or
-/// `resets_in_seconds`, else `retry-after-ms`, else `Retry-After` in seconds or as a date.
-/// A time that has passed already says nothing (clocks differ); a wait of zero does.
-pub(super) fn openai(headers: &HeaderMap, body: &[u8], now: SystemTime) -> Option<Duration> {
-    from_body(body, now)
-        .or_else(|| from_headers(headers, now))
-        .map(|wait| wait.min(LONGEST))
+/// What an error object says about the end of a limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Resets {
+    at: Option<f64>,
+    in_seconds: Option<f64>,
 }
 
-fn from_body(body: &[u8], now: SystemTime) -> Option<Duration> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    let error = body.get("error")?;
-    let is_limit = |field: &str| {
-        let name = error.get(field).and_then(Value::as_str);
-        name.is_some_and(|name| LIMIT_TYPES.contains(&name))
-    };
-    if !is_limit("type") && !is_limit("code") {
-        return None;
+impl Resets {
+    /// Of the `error` object of a body; nothing if it is not about a limit.
+    pub fn of(error: &Value) -> Resets {
+        let is_limit = |field: &str| {
+            let name = error.get(field).and_then(Value::as_str);
+            name.is_some_and(|name| LIMIT_TYPES.contains(&name))
+        };
+        if !is_limit("type") && !is_limit("code") {
+            return Resets::default();
+        }
+        let number = |field: &str| error.get(field).and_then(Value::as_f64);
+        Resets {
+            at: number("resets_at"),
+            in_seconds: number("resets_in_seconds"),
+        }
     }
-    let number = |field: &str| error.get(field).and_then(Value::as_f64);
-    number("resets_at")
-        .and_then(|at| until(at, now))
-        .or_else(|| number("resets_in_seconds").and_then(seconds))
+
+    /// The wait it comes to: `resets_at`, else `resets_in_seconds`. A time that has passed already
+    /// says nothing (clocks differ); a wait of zero does.
+    pub fn wait(&self, now: SystemTime) -> Option<Duration> {
+        self.at
+            .and_then(|at| until(at, now))
+            .or_else(|| self.in_seconds.and_then(seconds))
+    }
 }
 
-fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+/// The wait that headers ask for: `retry-after-ms`, else `Retry-After` in seconds or as a date.
+pub(super) fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| text(headers, name);
     if let Some(wait) = text("retry-after-ms")
         .and_then(number)
         .and_then(|ms| seconds(ms / 1000.0))
@@ -53,24 +62,30 @@ fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         Some(wait) => seconds(wait),
         None => {
             let at = httpdate::parse_http_date(value).ok()?;
-            at.duration_since(now).ok().filter(|wait| !wait.is_zero())
+            let wait = at.duration_since(now).ok()?;
+            (!wait.is_zero()).then(|| wait.min(LONGEST))
         }
     }
 }
 
+/// The trimmed value of a header, if it is text.
+pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
 /// A plain decimal number; `f64` would also take words such as "inf".
-fn number(text: &str) -> Option<f64> {
+pub(super) fn number(text: &str) -> Option<f64> {
     let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     plain.then(|| text.parse().ok()).flatten()
 }
 
-fn seconds(wait: f64) -> Option<Duration> {
+pub(super) fn seconds(wait: f64) -> Option<Duration> {
     // Cut before the conversion, which fails beyond its range.
     Duration::try_from_secs_f64(wait.min(LONGEST.as_secs_f64())).ok()
 }
 
 /// The time from `now` to a Unix timestamp in seconds or milliseconds.
-fn until(at: f64, now: SystemTime) -> Option<Duration> {
+pub(super) fn until(at: f64, now: SystemTime) -> Option<Duration> {
     let at = if at > LARGEST_SECONDS {
         at / 1000.0
     } else {
@@ -78,7 +93,8 @@ fn until(at: f64, now: SystemTime) -> Option<Duration> {
     };
     let since_epoch = Duration::try_from_secs_f64(at).ok()?;
     let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    since_epoch.checked_sub(now).filter(|wait| !wait.is_zero())
+    let wait = since_epoch.checked_sub(now)?;
+    (!wait.is_zero()).then(|| wait.min(LONGEST))
 }
 
 #[cfg(test)]
@@ -99,7 +115,10 @@ mod tests {
         for (name, value) in pairs {
             headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        openai(&headers, body.as_bytes(), now())
+        let error = serde_json::from_str::<Value>(body).unwrap_or_default();
+        Resets::of(&error["error"])
+            .wait(now())
+            .or_else(|| from_headers(&headers, now()))
     }
 
     #[test]

@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::groups::platform;
+use super::options::extra;
 use super::{Names, count, multiplier, unique_name};
 use crate::config::field::{Field, Table};
-use crate::config::keys::nearest;
 use crate::config::resources::AccountResource;
 use crate::config::secrets::secret;
-use crate::domain::{
-    AccountType, Credentials, EgressProxy, ModelMapping, Multiplier, Platform, Secret,
-};
+use crate::domain::egress::EgressProxy;
+use crate::domain::{AccountType, Credentials, ModelMapping, Multiplier, Platform, Secret};
 
 const KEYS: &[&str] = &[
     "name",
@@ -54,39 +53,6 @@ const CREDENTIAL_KEYS: &[&str] = &[
     "chatgpt_account_id",
     "chatgpt_user_id",
 ];
-/// Options of accounts that the specification names. None of them has an effect in this version.
-const LATER_OPTIONS: &[&str] = &[
-    "pool_mode",
-    "pool_mode_retry_count",
-    "custom_error_codes_enabled",
-    "custom_error_codes",
-    "temp_unschedulable_enabled",
-    "temp_unschedulable_rules",
-    "intercept_warmup_requests",
-    "user_agent",
-    "default_instructions",
-    "mixed_scheduling",
-    "base_rpm",
-    "rpm_strategy",
-    "rpm_sticky_buffer",
-    "max_sessions",
-    "session_idle_timeout_minutes",
-    "window_cost_limit",
-    "window_cost_sticky_reserve",
-    "user_msg_queue_mode",
-    "quota_limit",
-    "quota_daily_limit",
-    "quota_weekly_limit",
-    "quota_reset_timezone",
-    "codex_cli_only",
-    "openai_passthrough",
-    "anthropic_passthrough",
-    "cache_ttl_override_enabled",
-    "cache_ttl_override_target",
-    "allow_overages",
-    "privacy_mode",
-];
-
 /// A few requests at once are what an ordinary provider tier takes.
 const DEFAULT_CONCURRENCY: u32 = 10;
 /// The middle: others can be put before and behind it.
@@ -265,19 +231,4 @@ pub(super) fn check_pattern(pattern: &str, field: &Field<'_>) {
             "`*` only at its end",
         );
     }
-}
-
-fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
-    let mut extra = Map::new();
-    for (key, value) in field.pairs("options")? {
-        if LATER_OPTIONS.contains(&key) {
-            value.warn("stored, but not used by this version");
-        } else {
-            let near = nearest(key, LATER_OPTIONS.iter().copied());
-            let near = near.map_or(String::new(), |near| format!("; is `{near}` meant?"));
-            value.warn(format!("unknown option, stored but not used{near}"));
-        }
-        extra.insert(key.to_string(), value.json());
-    }
-    Some(extra)
 }

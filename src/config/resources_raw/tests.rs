@@ -1,6 +1,9 @@
 //! Resource files as a whole.
 
+use tollgate_filters::passthrough::{MatchMode, Rule};
+
 use super::*;
+use crate::domain::account::options::{ALL, error_policy};
 use crate::domain::price::Price;
 use crate::domain::{AccountType, Platform};
 
@@ -46,14 +49,19 @@ fn the_example_is_right_and_warns_of_nothing() {
             resources.accounts.len(),
             resources.users.len(),
             resources.api_keys.len(),
+            resources.error_passthrough_rules.len(),
             resources.prices.len(),
         ),
-        (1, 2, 1, 1, 1)
+        (1, 2, 1, 1, 1, 1)
     );
     assert_eq!(
         resources.accounts[0].credentials.api_key.expose(),
         "sk-example"
     );
+    // "Values shown are the defaults": all options that have a meaning are shown.
+    let options = &resources.accounts[0].extra;
+    assert_eq!(error_policy(options), error_policy(&Default::default()));
+    assert_eq!(options.len(), ALL.len());
 }
 
 #[test]
@@ -72,6 +80,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(account.rate_multiplier, Multiplier::ONE);
     assert!(account.schedulable && account.enabled && account.groups.is_empty());
     assert_eq!((account.load_factor, account.expires_at), (None, None));
+    assert_eq!(account.proxy, None);
     assert!(account.model_mapping.is_empty() && account.credentials.base_url.is_none());
     let user = &resources.users[0];
     assert_eq!(
@@ -91,6 +100,7 @@ fn everything_written_is_read() {
          - name: 4711\n  platform: openai\n  credentials: {api_key: '${PROVIDER_KEY}', base_url: 'http://[::1]:9/v1/'}\n\
         \x20 groups: [g, h]\n  concurrency: 0\n  priority: -1\n  model_mapping: {'gpt-*': gpt-5, o3: o3}\n\
         \x20 rate_multiplier: '2'\n  load_factor: 3\n  schedulable: false\n  expires_at: 2027-01-01T02:00:00+02:00\n\
+        \x20 proxy: socks5h://u:p@h\n\
          ---\n# nothing\n---\n\
          users:\n- {name: u, balance: 1234567.123456789, concurrency: 1, group_multipliers: {g: 0.1}}\n\
          api_keys:\n- {name: k, key: tg-0123456789abcdef, user: u, group: g, quota: 5, ip_allow: [10.0.0.0/8], ip_deny: ['::1']}\n\
@@ -119,6 +129,8 @@ fn everything_written_is_read() {
     assert_eq!(account.model_mapping.lookup("gpt-4o"), Some("gpt-5"));
     assert_eq!(account.rate_multiplier, Multiplier(2_000_000));
     assert!(!account.schedulable);
+    let proxy = account.proxy.as_ref().unwrap();
+    assert_eq!(proxy.expose(), "socks5h://u:p@h");
     assert_eq!(
         account.expires_at.unwrap().to_rfc3339(),
         "2027-01-01T00:00:00+00:00"
@@ -149,6 +161,104 @@ fn key(rest: &str) -> String {
     format!("api_keys:\n- {{name: k, user: u, {rest}}}\n")
 }
 
+/// One account with one rule of `temp_unschedulable_rules`.
+fn temp_rule(rule: &str) -> String {
+    account(&format!(
+        "extra: {{temp_unschedulable_enabled: true, temp_unschedulable_rules: [{{{rule}}}]}}"
+    ))
+}
+
+fn rule(rest: &str) -> String {
+    format!("error_passthrough_rules:\n- {{name: r, {rest}}}\n")
+}
+
+#[test]
+fn rules_are_read_with_their_defaults() {
+    let (resources, warnings) = read(&[
+        "error_passthrough_rules:\n\
+         - {name: bare, error_codes: [529]}\n\
+         - {name: full, enabled: false, priority: -1, error_codes: [100, 599], keywords: [Busy, 503], match_mode: all,\n\
+        \x20  platforms: [Anthropic, openai], passthrough_code: false, response_code: 400, passthrough_body: false,\n\
+        \x20  custom_message: 'Busy, please retry', skip_monitoring: true, description: why}\n\
+         - {name: idle, keywords: [x], response_code: 503, custom_message: m}\n",
+    ])
+    .unwrap_or_else(|error| panic!("{error}"));
+    let [bare, full, _] = resources.error_passthrough_rules.as_slice() else {
+        panic!("{resources:?}")
+    };
+    let defaults = Rule {
+        name: "bare".into(),
+        enabled: true,
+        priority: 0,
+        error_codes: vec![529],
+        keywords: vec![],
+        match_mode: MatchMode::Any,
+        platforms: vec![],
+        passthrough_code: true,
+        response_code: None,
+        passthrough_body: true,
+        custom_message: None,
+        skip_monitoring: false,
+        description: String::new(),
+    };
+    assert_eq!(*bare, defaults);
+    let given = Rule {
+        name: "full".into(),
+        enabled: false,
+        priority: -1,
+        error_codes: vec![100, 599],
+        keywords: vec!["Busy".into(), "503".into()],
+        match_mode: MatchMode::All,
+        platforms: vec!["anthropic".into(), "openai".into()],
+        passthrough_code: false,
+        response_code: Some(400),
+        passthrough_body: false,
+        custom_message: Some("Busy, please retry".into()),
+        skip_monitoring: true,
+        description: "why".into(),
+    };
+    assert_eq!(*full, given);
+    assert_eq!(warnings.len(), 2, "{warnings:#?}");
+    assert!(
+        warnings[0]
+            .ends_with("[2] \"idle\".response_code: not used while passthrough_code is true")
+    );
+    assert!(warnings[1].ends_with("custom_message: not used while passthrough_body is true"));
+}
+
+#[test]
+fn options_that_are_right_are_kept_as_written() {
+    let (resources, warnings) = read(&[&account(
+        "extra: {pool_mode: true, pool_mode_retry_count: 0, custom_error_codes_enabled: true, custom_error_codes: [429, 529], \
+         temp_unschedulable_enabled: true, temp_unschedulable_rules: \
+         [{error_code: 404, keywords: [Gone, 12], duration_minutes: 10080, description: away}]}",
+    )])
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(warnings, Vec::<String>::new());
+    let (policy, problems) = error_policy(&resources.accounts[0].extra);
+    assert_eq!(
+        problems,
+        Vec::<String>::new(),
+        "what is let through is understood"
+    );
+    assert_eq!((policy.pool_mode, policy.pool_mode_retry_count), (true, 0));
+    assert_eq!(policy.custom_error_codes, Some(vec![429, 529]));
+    assert_eq!(policy.temp_unschedulable_rules[0].keywords, ["gone", "12"]);
+
+    let (resources, warnings) = read(&[&account(
+        "extra: {pool_mode: null, custom_error_codes: [429], temp_unschedulable_enabled: false, temp_unschedulable_rules: []}",
+    )])
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(
+        error_policy(&resources.accounts[0].extra).1,
+        Vec::<String>::new()
+    );
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].ends_with(
+        "extra.custom_error_codes: not used while custom_error_codes_enabled is not true"
+    ));
+}
+
 #[test]
 fn every_mistake_is_named() {
     let long_name = "x".repeat(129);
@@ -163,7 +273,6 @@ fn every_mistake_is_named() {
         ("users: [{name: u, balence: 1}]".into(), "0.yaml:1:19 users[0] \"u\".balence: unknown key; expected `balance`, perhaps"),
         ("channels: [{name: c}]".into(), "channels: channels are not supported by this version"),
         ("subscriptions: [{}]".into(), "subscriptions are not supported by this version"),
-        ("error_passthrough_rules: [{}]".into(), "error_passthrough_rules are not supported"),
         // Names.
         ("users: [{}]".into(), "users[0]: `name` is missing"),
         ("users: [{name: ''}]".into(), "users[0] \"\".name: not a usable name"),
@@ -207,7 +316,50 @@ fn every_mistake_is_named() {
         (account("model_mapping: {a: ''}"), "model_mapping.a: not a usable name"),
         (account("model_mapping: [a]"), "model_mapping: not a map"),
         (account("proxy: 'socks4://u:hunter2@h:1'"), "proxy: is none of http://, https://, socks5:// and socks5h://; expected http://, https:// or socks5:// and [user:password@]host[:port]"),
+        (account("proxy: 'hunter2@h:1'"), "proxy: is none of http://"),
+        (account("proxy: 'http://u:hunter2@h:0'"), "proxy: has a port that is none"),
+        (account("proxy: 'http://u:hunter2@'"), "proxy: has no usable host"),
+        (account("proxy: 'http://u:hunter2@h/x'"), "proxy: has a path, query or fragment"),
+        (account("proxy: 'http://u:hunter2%@h'"), "proxy: has a user or password that cannot be sent"),
+        (account("proxy: [http://u:hunter2@h]"), "proxy: not a text"),
         (account("extra: [a]"), "extra: not a map"),
+        // Options of accounts.
+        (account("extra: {pool_mode: 1}"), "extra.pool_mode: not a flag, found `1`"),
+        (account("extra: {pool_mode_retry_count: 11}"), "extra.pool_mode_retry_count: out of bounds, found `11`; expected a whole number from 0 to 10"),
+        (account("extra: {pool_mode_retry_count: -1}"), "pool_mode_retry_count: out of bounds"),
+        (account("extra: {custom_error_codes_enabled: 'yes'}"), "custom_error_codes_enabled: not a flag"),
+        (account("extra: {custom_error_codes_enabled: true}"), "extra.custom_error_codes_enabled: custom_error_codes_enabled is true and custom_error_codes is empty, found `true`; expected custom_error_codes with at least one status, or"),
+        (account("extra: {custom_error_codes_enabled: true, custom_error_codes: []}"), "extra.custom_error_codes: custom_error_codes_enabled is true and custom_error_codes is empty"),
+        (account("extra: {custom_error_codes_enabled: true, custom_error_codes: [429, 99]}"), "extra.custom_error_codes[1]: out of bounds, found `99`; expected a status from 100 to 599"),
+        (account("extra: {custom_error_codes_enabled: true, custom_error_codes: [600]}"), "custom_error_codes[0]: out of bounds"),
+        (account("extra: {custom_error_codes_enabled: true, custom_error_codes: 429}"), "custom_error_codes: not a list"),
+        (account("extra: {temp_unschedulable_enabled: true}"), "temp_unschedulable_rules with at least one rule"),
+        (temp_rule("keywords: [x], duration_minutes: 1"), "temp_unschedulable_rules[0]: `error_code` is missing"),
+        (temp_rule("error_code: 600, keywords: [x], duration_minutes: 1"), "temp_unschedulable_rules[0].error_code: out of bounds"),
+        (temp_rule("error_code: 500, duration_minutes: 1"), "`keywords` is missing; expected at least one word"),
+        (temp_rule("error_code: 500, keywords: [], duration_minutes: 1"), "keywords: no keywords, so it would never match"),
+        (temp_rule("error_code: 500, keywords: [' '], duration_minutes: 1"), "keywords[0]: an empty keyword"),
+        (temp_rule("error_code: 500, keywords: [x]"), "`duration_minutes` is missing; expected whole minutes from 1 to 10080"),
+        (temp_rule("error_code: 500, keywords: [x], duration_minutes: 0"), "duration_minutes: out of bounds"),
+        (temp_rule("error_code: 500, keywords: [x], duration_minutes: 10081"), "duration_minutes: out of bounds, found `10081`"),
+        (temp_rule("error_code: 500, keywords: [x], duration_minutes: 1, minutes: 5"), "temp_unschedulable_rules[0].minutes: unknown key"),
+        // Error passthrough rules.
+        ("error_passthrough_rules: [{error_codes: [529]}]".into(), "error_passthrough_rules[0]: `name` is missing"),
+        (rule("error_codes: []"), "neither `error_codes` nor `keywords`, so it would never match; expected at least one status or keyword"),
+        (rule("error_codes: [600]"), "error_codes[0]: out of bounds, found `600`; expected a status from 100 to 599"),
+        (rule("error_codes: [99]"), "error_codes[0]: out of bounds"),
+        (rule("keywords: ['']"), "keywords[0]: an empty keyword"),
+        (rule("error_codes: [529], match_mode: both"), "match_mode: no such choice, found `both`; expected one of any, all"),
+        (rule("error_codes: [529], platforms: [opanai]"), "platforms[0]: no such choice, found `opanai`; expected openai, perhaps"),
+        (rule("error_codes: [529], passthrough_code: false"), "`response_code` is missing; expected a status from 400 to 599, since passthrough_code is false"),
+        (rule("error_codes: [529], passthrough_code: false, response_code: 399"), "response_code: out of bounds"),
+        (rule("error_codes: [529], passthrough_code: false, response_code: 600"), "response_code: out of bounds"),
+        (rule("error_codes: [529], passthrough_body: false"), "`custom_message` is missing; expected a text of 1 to 2000 characters, since passthrough_body is false"),
+        (rule("error_codes: [529], passthrough_body: false, custom_message: ' '"), "custom_message: empty or too long"),
+        (rule(&format!("error_codes: [529], passthrough_body: false, custom_message: {}", "x".repeat(2001))), "custom_message: empty or too long"),
+        (rule("error_codes: [529], priority: first"), "priority: not a whole number"),
+        (rule("error_codes: [529], skip_monitor: true"), "skip_monitor: unknown key; expected `skip_monitoring`, perhaps"),
+        ("error_passthrough_rules: [{name: r, error_codes: [529]}, {name: r, keywords: [x]}]".into(), "error_passthrough_rules[1] \"r\".name: the same error passthrough rule is already at"),
         // Users and keys.
         ("users: [{name: u, balance: -1}]".into(), "balance: must not be negative"),
         ("users: [{name: u, balance: 0.0000000001}]".into(), "more than 9 digits after the decimal point, found `0.0000000001`"),

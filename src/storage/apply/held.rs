@@ -6,7 +6,7 @@ use sea_orm::{DatabaseTransaction, EntityTrait};
 
 use crate::storage::StorageError;
 use crate::storage::entities::{
-    account, account_group, api_key, group, price_override, user, user_multiplier,
+    account, account_group, api_key, error_rule, group, price_override, user, user_multiplier,
 };
 
 /// Every configured row, by name (prices by model), and the relations by the owner's id.
@@ -15,6 +15,7 @@ pub(super) struct Held {
     pub(super) accounts: BTreeMap<String, account::Model>,
     pub(super) users: BTreeMap<String, user::Model>,
     pub(super) api_keys: BTreeMap<String, api_key::Model>,
+    pub(super) error_rules: BTreeMap<String, error_rule::Model>,
     pub(super) prices: BTreeMap<String, price_override::Model>,
     /// Account id → ids of its groups.
     pub(super) account_groups: HashMap<i64, BTreeSet<i64>>,
@@ -43,6 +44,7 @@ impl Held {
             accounts: by_name(account::Entity::find().all(txn).await?, |r| &r.name),
             users: by_name(user::Entity::find().all(txn).await?, |r| &r.name),
             api_keys: by_name(api_key::Entity::find().all(txn).await?, |r| &r.name),
+            error_rules: by_name(error_rule::Entity::find().all(txn).await?, |r| &r.name),
             prices: by_name(price_override::Entity::find().all(txn).await?, |r| &r.model),
             account_groups,
             multipliers,

@@ -12,7 +12,7 @@ use super::held::Held;
 use super::wanted;
 use crate::config::resources::Resources;
 use crate::storage::convert::{now_millis, price_row};
-use crate::storage::entities::{group, price_override};
+use crate::storage::entities::{error_rule, group, price_override};
 use crate::storage::seal::Sealer;
 use crate::storage::{KeyHasher, StorageError};
 
@@ -80,6 +80,26 @@ impl<'a> Pass<'a> {
             .await?;
         self.group_ids = ids.into_iter().collect();
         Ok(())
+    }
+
+    pub(super) async fn error_rules(&mut self) -> Result<(), StorageError> {
+        let mut new = Vec::new();
+        for rule in &self.resources.error_passthrough_rules {
+            let held = self.held.error_rules.get(&rule.name);
+            let row = wanted::error_rule(rule, held, self.now)?;
+            let fate = match held {
+                None => {
+                    new.push(row);
+                    Fate::Created
+                }
+                Some(held) => {
+                    let change = difference(held, &row);
+                    self.update(error_rule::Column::Id, held.id, change).await?
+                }
+            };
+            self.note(fate, "error_passthrough_rules", &rule.name);
+        }
+        insert(self.txn, new).await
     }
 
     pub(super) async fn prices(&mut self) -> Result<(), StorageError> {

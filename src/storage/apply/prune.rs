@@ -7,7 +7,7 @@ use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter};
 
 use super::pass::Pass;
 use crate::storage::StorageError;
-use crate::storage::entities::{account, api_key, group, price_override, user};
+use crate::storage::entities::{account, api_key, error_rule, group, price_override, user};
 
 impl Pass<'_> {
     /// Disables what the file does not name. Rows stay, since records and entries refer to them;
@@ -57,6 +57,18 @@ impl Pass<'_> {
             resources.api_keys.iter().map(|r| &r.name),
             api_key::Column::Id,
             api_key::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            },
+        )
+        .await?;
+        let rows = held.error_rules.values().filter(|row| row.enabled);
+        self.disable(
+            "error_passthrough_rules",
+            rows.map(|row| (row.id, &row.name)),
+            resources.error_passthrough_rules.iter().map(|r| &r.name),
+            error_rule::Column::Id,
+            error_rule::ActiveModel {
                 enabled: Set(false),
                 ..Default::default()
             },

@@ -39,6 +39,11 @@ pub(super) fn check(
         resources.api_keys.iter().map(|r| &r.name),
         &mut problems,
     );
+    duplicates(
+        "error_passthrough_rules",
+        resources.error_passthrough_rules.iter().map(|r| &r.name),
+        &mut problems,
+    );
 
     for reference in resources.missing() {
         let in_store = match reference.kind {

@@ -1,13 +1,15 @@
 //! The row a resource wants. What the resource does not decide (ids, balances, spend, pauses) is
 //! taken over from the held row, so that comparing the two shows exactly what the operator changed.
 
+use tollgate_filters::passthrough::Rule;
+
 use crate::config::resources::{AccountResource, ApiKeyResource, GroupResource, UserResource};
 use crate::domain::{Money, Secret};
 use crate::storage::convert::{
-    millionths, millis, nanos, seal_credentials, subscription_name, to_json, unseal_credentials,
-    unseal_proxy,
+    match_mode_name, millionths, millis, nanos, seal_credentials, subscription_name, to_json,
+    unseal_credentials, unseal_proxy,
 };
-use crate::storage::entities::{account, api_key, group, user};
+use crate::storage::entities::{account, api_key, error_rule, group, user};
 use crate::storage::seal::{Sealer, hint};
 use crate::storage::{KeyHasher, StorageError};
 
@@ -108,6 +110,31 @@ pub(super) fn user(resource: &UserResource, held: Option<&user::Model>, now: i64
         rpm_limit: i64::from(resource.rpm_limit),
         created_at: held.map_or(now, |row| row.created_at),
     }
+}
+
+/// The row of an error passthrough rule.
+pub(super) fn error_rule(
+    rule: &Rule,
+    held: Option<&error_rule::Model>,
+    now: i64,
+) -> Result<error_rule::Model, StorageError> {
+    Ok(error_rule::Model {
+        id: held.map_or(0, |row| row.id),
+        name: rule.name.clone(),
+        enabled: rule.enabled,
+        priority: i64::from(rule.priority),
+        error_codes: to_json(&rule.error_codes)?,
+        keywords: to_json(&rule.keywords)?,
+        match_mode: match_mode_name(rule.match_mode).to_owned(),
+        platforms: to_json(&rule.platforms)?,
+        passthrough_code: rule.passthrough_code,
+        response_code: rule.response_code.map(i64::from),
+        passthrough_body: rule.passthrough_body,
+        custom_message: rule.custom_message.clone(),
+        skip_monitoring: rule.skip_monitoring,
+        description: rule.description.clone(),
+        created_at: held.map_or(now, |row| row.created_at),
+    })
 }
 
 /// The row of a key. `text` is the key as given or as generated for a new one; `None` keeps what

@@ -13,7 +13,7 @@ const PRUNE: ApplyOptions = ApplyOptions {
     dry_run: false,
 };
 
-const EVERYTHING: [&str; 8] = [
+const EVERYTHING: [&str; 9] = [
     "groups/main",
     "groups/spare",
     "users/alice",
@@ -21,15 +21,19 @@ const EVERYTHING: [&str; 8] = [
     "accounts/one",
     "api_keys/alice-laptop",
     "api_keys/bob-laptop",
+    "error_passthrough_rules/busy",
     "prices/gpt-5",
 ];
+
+const RULE: &str = "error_passthrough_rules/busy";
 
 /// Everything the store holds, comparable.
 async fn dump(store: &Store) -> String {
     let mut text = String::new();
     text += &serde_json::to_string(&store.list_groups(None).await.unwrap()).unwrap();
-    text += &serde_json::to_string(&store.list_accounts(None).await.unwrap()).unwrap();
+    text += &serde_json::to_string(&store.list_accounts(None, at(0)).await.unwrap()).unwrap();
     text += &serde_json::to_string(&store.list_users(None).await.unwrap()).unwrap();
+    text += &serde_json::to_string(&store.list_rules(None).await.unwrap()).unwrap();
     text += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
     text + &store.version().await.unwrap().to_string()
 }
@@ -72,14 +76,14 @@ async fn a_dry_run_says_the_same_and_changes_nothing() {
         dry_run: true,
     };
     let report = store.apply(&Resources::default(), both).await.unwrap();
-    assert_eq!(report.removed.len(), 9);
+    assert_eq!(report.removed.len(), 10);
     assert_eq!(dump(&store).await, before);
 }
 
 #[tokio::test]
 async fn every_single_change_is_seen_and_takes() {
     type Change = fn(&mut Resources);
-    let changes: [(&str, Change); 25] = [
+    let changes: [(&str, Change); 38] = [
         ("groups/main", |r| r.groups[0].enabled = false),
         ("groups/main", |r| r.groups[0].rate_multiplier = None),
         ("groups/main", |r| {
@@ -122,6 +126,31 @@ async fn every_single_change_is_seen_and_takes() {
         }),
         ("api_keys/alice-laptop", |r| r.api_keys[0].group = None),
         ("api_keys/alice-laptop", |r| r.api_keys[0].ip_deny.clear()),
+        (RULE, |r| r.error_passthrough_rules[0].enabled = false),
+        (RULE, |r| r.error_passthrough_rules[0].priority = -1),
+        (RULE, |r| {
+            r.error_passthrough_rules[0].error_codes.truncate(1)
+        }),
+        (RULE, |r| r.error_passthrough_rules[0].keywords.clear()),
+        (RULE, |r| {
+            r.error_passthrough_rules[0].match_mode = MatchMode::Any
+        }),
+        (RULE, |r| r.error_passthrough_rules[0].platforms.clear()),
+        (RULE, |r| {
+            r.error_passthrough_rules[0].passthrough_code = true
+        }),
+        (RULE, |r| r.error_passthrough_rules[0].response_code = None),
+        (RULE, |r| {
+            r.error_passthrough_rules[0].passthrough_body = true
+        }),
+        (RULE, |r| r.error_passthrough_rules[0].custom_message = None),
+        (RULE, |r| {
+            r.error_passthrough_rules[0].skip_monitoring = false
+        }),
+        (RULE, |r| r.error_passthrough_rules[0].description.clear()),
+        (RULE, |r| {
+            r.error_passthrough_rules[0].response_code = Some(599)
+        }),
         ("prices/gpt-5", |r| {
             r.prices.get_mut("gpt-5").unwrap().output = Some(Price(1));
         }),
@@ -167,6 +196,7 @@ async fn every_mistake_is_told_at_once_and_nothing_is_applied() {
     wanted.api_keys[1].user = "u1".to_owned();
     wanted.api_keys[1].key = wanted.api_keys[0].key.clone();
     wanted.users.push(user("alice", "1"));
+    wanted.error_passthrough_rules.push(rule("busy", 1));
     let error = store
         .apply(&wanted, ApplyOptions::default())
         .await
@@ -178,6 +208,7 @@ async fn every_mistake_is_told_at_once_and_nothing_is_applied() {
         problems,
         [
             "users/alice: is given twice",
+            "error_passthrough_rules/busy: is given twice",
             "groups/spare: fallback_group_on_invalid_request: there is no group named \"g1\"",
             "groups/spare: model_routing.gpt-*: there is no account named \"a1\"",
             "accounts/one: groups: there is no group named \"g2\"",
@@ -292,6 +323,7 @@ async fn prune_disables_and_keeps_history() {
     wanted.accounts.clear();
     wanted.users.truncate(1);
     wanted.api_keys.truncate(1);
+    wanted.error_passthrough_rules.clear();
     wanted.prices.clear();
     let report = store.apply(&wanted, PRUNE).await.unwrap();
     let removed = [
@@ -299,6 +331,7 @@ async fn prune_disables_and_keeps_history() {
         "accounts/one",
         "users/bob",
         "api_keys/bob-laptop",
+        RULE,
         "prices/gpt-5",
     ];
     assert_eq!(report.removed, removed);
@@ -316,6 +349,10 @@ async fn prune_disables_and_keeps_history() {
     );
     assert!(directory.accounts().all(|account| !account.enabled));
     assert!(directory.price_overrides.is_empty());
+    let [busy] = directory.error_rules.as_slice() else {
+        panic!("{:?}", directory.error_rules)
+    };
+    assert!(!busy.enabled, "disabled, not gone");
     assert_eq!(
         store.list_users(Some("alice")).await.unwrap()[0].balance,
         Money::from_usd(9)
@@ -323,7 +360,7 @@ async fn prune_disables_and_keeps_history() {
 
     let back = apply(&store, &resources()).await;
     assert_eq!(back.created, ["prices/gpt-5"]);
-    assert_eq!(back.changed.len(), 5, "named again, they are enabled again");
+    assert_eq!(back.changed.len(), 6, "named again, they are enabled again");
 }
 
 #[tokio::test]

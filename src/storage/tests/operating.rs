@@ -100,7 +100,7 @@ async fn pausing_and_resuming_survive_an_apply() {
         !apply(&store, &wanted).await.has_changes(),
         "a pause is not the file's"
     );
-    let views = store.list_accounts(None).await.unwrap();
+    let views = store.list_accounts(None, at(0)).await.unwrap();
     assert_eq!((views[0].paused, views[0].resumed_at), (true, None));
     assert!(!views[1].paused);
 
@@ -119,7 +119,7 @@ async fn pausing_and_resuming_survive_an_apply() {
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "there is no account named x, y");
-    assert!(!store.list_accounts(Some("one")).await.unwrap()[0].paused);
+    assert!(!store.list_accounts(Some("one"), at(0)).await.unwrap()[0].paused);
 }
 
 #[tokio::test]

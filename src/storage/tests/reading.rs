@@ -1,10 +1,10 @@
 //! What comes out: the directory, the views, records and totals.
 
-use sea_orm::Iterable;
+use sea_orm::ConnectionTrait;
+use serde_json::Value;
 
 use super::*;
-use crate::domain::{ApiKeyStatus, UserStatus};
-use crate::storage::entities::usage_record;
+use crate::domain::{ApiKeyStatus, AttemptTrace, UserStatus};
 use crate::storage::{StorageError, UsageBy, UsageFilter};
 
 #[tokio::test]
@@ -16,6 +16,7 @@ async fn the_directory_holds_what_was_applied() {
     let directory = store.load_directory(Multiplier(2_000_000)).await.unwrap();
     assert_eq!(directory.version, 1);
     assert_eq!(directory.price_overrides, wanted.prices);
+    assert_eq!(directory.error_rules, wanted.error_passthrough_rules);
 
     let key = directory
         .key(&store.hasher().hash("tg-alice-0123456789abcdef"))
@@ -74,6 +75,8 @@ async fn the_directory_holds_what_was_applied() {
         (resource.expires_at, &resource.extra)
     );
     assert!(account.enabled && account.schedulable && !account.paused);
+    assert!(account.error_policy.pool_mode, "its options are read");
+    assert_eq!(account.error_policy.pool_mode_retry_count, 3);
 
     let balances = store.balances().await.unwrap();
     assert_eq!(
@@ -85,8 +88,11 @@ async fn the_directory_holds_what_was_applied() {
 #[tokio::test]
 async fn no_secret_is_in_the_files_or_the_views() {
     let (dir, store) = filled().await;
-    let mut shown = serde_json::to_string(&store.list_accounts(None).await.unwrap()).unwrap();
+    let mut shown =
+        serde_json::to_string(&store.list_accounts(None, at(0)).await.unwrap()).unwrap();
     shown += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
+    assert!(shown.contains("socks5://proxy:1080"));
+    let views = shown.len();
     store.close().await.unwrap();
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
@@ -96,13 +102,49 @@ async fn no_secret_is_in_the_files_or_the_views() {
     for hidden in [
         "sk-one",
         "p-1\"",
-        "socks5",
         "u:p@",
         "tg-alice-0",
         "a secret for tests",
     ] {
         assert!(!shown.contains(hidden), "{hidden}");
     }
+    assert!(!shown[views..].contains("socks5"), "a proxy is sealed");
+}
+
+#[tokio::test]
+async fn rules_come_in_the_order_in_which_they_are_asked() {
+    let (_dir, store) = filled().await;
+    let mut wanted = resources();
+    wanted.error_passthrough_rules = vec![
+        rule("z", -3),
+        rule("busy", 5),
+        rule("b", 0),
+        rule("a", 0),
+        rule("A", 5),
+    ];
+    apply(&store, &wanted).await;
+    let sorted = ["z", "a", "b", "A", "busy"];
+    let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+    let names: Vec<&str> = directory
+        .error_rules
+        .iter()
+        .map(|r| r.name.as_str())
+        .collect();
+    assert_eq!(names, sorted);
+    let listed = store.list_rules(None).await.unwrap();
+    let names: Vec<&str> = listed.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, sorted);
+    assert!(store.list_rules(Some("none")).await.unwrap().is_empty());
+    let shown = serde_json::to_value(&store.list_rules(Some("busy")).await.unwrap()[0]).unwrap();
+    let mut fields = serde_json::json!({
+        "name": "busy", "enabled": true, "priority": 5, "error_codes": [529, 503],
+        "keywords": ["Overloaded"], "match_mode": "all", "platforms": ["openai"],
+        "passthrough_code": false, "response_code": 503, "passthrough_body": false,
+        "custom_message": "Busy, please retry", "skip_monitoring": true,
+        "description": "for the operator",
+    });
+    fields["created_at"] = shown["created_at"].clone();
+    assert_eq!(shown, fields);
 }
 
 #[tokio::test]
@@ -113,11 +155,16 @@ async fn views_show_names_and_states() {
     assert_eq!(json["rate_multiplier"], "1.5");
     assert_eq!(json["fallback_group"], "spare");
     assert_eq!(json["accounts"], serde_json::json!(["one"]));
-    let account = &store.list_accounts(Some("one")).await.unwrap()[0];
+    let account = &store.list_accounts(Some("one"), at(0)).await.unwrap()[0];
     let json = serde_json::to_value(account).unwrap();
     assert_eq!(json["type"], "api_key");
     assert_eq!(json["base_url"], "https://api.example.com/v1");
     assert_eq!(json["credential_set"], true);
+    assert_eq!(json["proxy"], "socks5://proxy:1080");
+    assert_eq!(
+        (&json["status"], &json["until"]),
+        (&"active".into(), &Value::Null)
+    );
     assert_eq!(json["groups"], serde_json::json!(["main", "spare"]));
     let user = &store.list_users(Some("alice")).await.unwrap()[0];
     let json = serde_json::to_value(user).unwrap();
@@ -150,7 +197,25 @@ async fn views_show_names_and_states() {
 #[tokio::test]
 async fn a_record_has_exactly_the_published_fields_in_order() {
     let (_dir, store) = filled().await;
-    store.settle(&[record("r-1", "0.125")]).await.unwrap();
+    let mut tried_twice = record("r-1", "0.125");
+    tried_twice.trail = vec![
+        AttemptTrace {
+            account: "two".to_owned(),
+            result: "overloaded".to_owned(),
+            status: Some(529),
+            duration_ms: 12,
+        },
+        AttemptTrace {
+            account: "one".to_owned(),
+            result: "answered".to_owned(),
+            status: None,
+            duration_ms: 900,
+        },
+    ];
+    store
+        .settle(&[tried_twice, record("r-2", "0")])
+        .await
+        .unwrap();
     let filter = UsageFilter {
         since: at(0),
         user: None,
@@ -169,15 +234,96 @@ async fn a_record_has_exactly_the_published_fields_in_order() {
         r#""cache_read_tokens":16,"image_output_tokens":17,"image_count":18,"cost":"0.25","#,
         r#""charge":"0.125","rate_multiplier":"0.5","billing_type":"balance","#,
         r#""service_tier":"priority","reasoning_effort":"high","attempts":3,"account_switches":2,"#,
+        r#""attempt_trail":[{"account":"two","result":"overloaded","status":529,"duration_ms":12},"#,
+        r#"{"account":"one","result":"answered","status":null,"duration_ms":900}],"#,
         r#""duration_ms":1234,"first_token_ms":321,"usage_source":"reported","#,
         r#""client_disconnected":false,"ip":"10.0.0.7","user_agent":"openai-python"}"#,
     );
     assert_eq!(text, expected);
-    assert_eq!(
-        usage_record::Column::iter().count(),
-        46,
-        "a column nobody shows"
+    assert!(
+        serde_json::to_string(&records[1])
+            .unwrap()
+            .contains(r#""attempt_trail":[],"#)
     );
+}
+
+#[tokio::test]
+async fn old_records_are_carried_over_and_so_is_what_an_older_program_still_writes() {
+    let old_row = |id: &str, user: &str, charge: &str| {
+        format!(
+            "INSERT INTO usage_records VALUES (NULL, '{id}', 'client-1', 'upstream-1', \
+             1790000000123, 1, '{user}', 1, 'alice-laptop', 1, 'main', 'spare', 1, 'one', 'openai', \
+             '/v1/responses', '/responses', 'gpt-4o', 'gpt-5', 'gpt-5-2026', 'gpt-4o→gpt-5', 1, 200, \
+             'ok', 11, 12, 13, 14, 15, 16, 17, 18, 250000000, {charge}, 500000, 'balance', 'priority', \
+             'high', 3, 2, 1234, 321, 'reported', 0, '10.0.0.7', 'openai-\"python\"') \
+             ON CONFLICT (request_id) DO NOTHING RETURNING request_id"
+        )
+    };
+    let (dir, store) = filled().await;
+    let writer = &store.inner.pools.writer;
+    // Back to the schema before this step, with two records of that time.
+    for sql in [
+        "DROP TRIGGER usage_records_carried_over",
+        "DROP VIEW usage_records_in_context",
+        "DROP TABLE usage_entries",
+        "DROP TABLE usage_contexts",
+        "DELETE FROM seaql_migrations WHERE version LIKE '%usage_entries'",
+        &old_row("r-1", "alice", "125000000"),
+        &old_row("r-2", "alice", "2"),
+    ] {
+        writer.execute_unprepared(sql).await.unwrap();
+    }
+    store.close().await.unwrap();
+
+    let store = open(&dir).await;
+    let writer = &store.inner.pools.writer;
+    for sql in [old_row("r-3", "anna", "3"), old_row("r-3", "anna", "3")] {
+        writer.execute_unprepared(&sql).await.unwrap();
+    }
+    // A request that both programs write counts once.
+    let mut again = record("r-3", "1");
+    again.user_agent = Some("openai-\"python\"".to_owned());
+    let settled = store.settle(&[again.clone()]).await.unwrap();
+    assert_eq!(
+        (settled.inserted, settled.balances[0].1),
+        (0, Money::from_usd(10))
+    );
+    again.request_id = "r-4".to_owned();
+    store.settle(&[again]).await.unwrap();
+
+    let filter = UsageFilter {
+        since: at(0),
+        user: Some("alice".to_owned()),
+    };
+    let found = store.usage_records(&filter, None, 10).await.unwrap();
+    let summary: Vec<(&str, &str, Money)> = found
+        .iter()
+        .map(|r| (r.request_id.as_str(), r.user.as_str(), r.charge))
+        .collect();
+    assert_eq!(
+        summary,
+        [
+            ("r-1", "alice", Money(125_000_000)),
+            ("r-2", "alice", Money(2)),
+            ("r-3", "anna", Money(3)),
+            ("r-4", "alice", Money::from_usd(1)),
+        ]
+    );
+    // Old and new rows say the same, field by field, and share their context.
+    let fields = |index: usize| {
+        let mut json = serde_json::to_value(&found[index]).unwrap();
+        for own in ["request_id", "charge"] {
+            json.as_object_mut().unwrap().remove(own);
+        }
+        json
+    };
+    assert_eq!(fields(0), fields(3));
+    let contexts = "SELECT COUNT(*) FROM usage_contexts";
+    let row = writer
+        .query_one_raw(crate::storage::rows::statement(contexts, vec![]))
+        .await;
+    let contexts: i64 = row.unwrap().unwrap().try_get_by_index(0).unwrap();
+    assert_eq!(contexts, 2, "alice's and anna's");
 }
 
 #[tokio::test]

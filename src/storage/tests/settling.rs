@@ -46,7 +46,10 @@ async fn a_batch_is_settled_exactly_once() {
         [(UserId(1), usd("8"))],
         "the first one counts"
     );
-    assert_eq!(store.settle(&[]).await.unwrap(), Settled::default());
+    assert_eq!(
+        store.settle::<UsageRecord>(&[]).await.unwrap(),
+        Settled::default()
+    );
     assert!(store.verify_ledger().await.unwrap().is_empty());
     assert_eq!(
         store.version().await.unwrap(),

@@ -7,13 +7,20 @@ use sea_orm::{
     ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
-use super::{AccountView, GroupView, KeyView, RateLimitsView, UserView};
-use crate::domain::{ApiKeyStatus, ModelMapping, Money, Multiplier};
-use crate::storage::convert::{
-    account_type, from_json, multiplier, optional_time, platform, strings, subscription_type, time,
-    unseal_credentials, whole,
+use super::{AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView};
+use crate::domain::account::Intent;
+use crate::domain::egress::EgressProxy;
+use crate::domain::{
+    AccountId, AccountStatus, ApiKeyStatus, Condition, ModelMapping, Money, Multiplier, Secret,
 };
-use crate::storage::entities::{account, account_group, api_key, group, user, user_multiplier};
+use crate::storage::conditions;
+use crate::storage::convert::{
+    account_type, error_rule, from_json, match_mode_name, multiplier, optional_time, platform,
+    strings, subscription_type, time, unseal_credentials, unseal_proxy, whole,
+};
+use crate::storage::entities::{
+    account, account_group, api_key, error_rule as rule, group, user, user_multiplier,
+};
 use crate::storage::{StorageError, Store};
 
 impl Store {
@@ -51,13 +58,15 @@ impl Store {
             .collect()
     }
 
-    /// Accounts in name order: all, or the one of this name (an empty list if there is none).
+    /// Accounts in name order, their status as of `now`: all, or the one of this name (an empty
+    /// list if there is none).
     ///
     /// # Errors
     /// [`StorageError`] when the database cannot be read or a credential not be unsealed.
     pub async fn list_accounts(
         &self,
         name: Option<&str>,
+        now: DateTime<Utc>,
     ) -> Result<Vec<AccountView>, StorageError> {
         let txn = self.begin_read().await?;
         let mut query = account::Entity::find().order_by_asc(account::Column::Name);
@@ -67,12 +76,28 @@ impl Store {
         let rows = query.all(&txn).await?;
         let names = group_names(&txn).await?;
         let mut groups = links(&txn, |link| (link.account_id, link.group_id), &names).await?;
+        let mut conditions = conditions::by_account(&txn).await?;
         txn.rollback().await?;
         rows.into_iter()
             .map(|row| {
+                let resumed_at = optional_time(row.resumed_at)?;
+                let mut conditions = conditions.remove(&AccountId(row.id)).unwrap_or_default();
+                conditions.retain(|c| c.holds(now) && resumed_at.is_none_or(|at| c.since >= at));
+                let intent = Intent {
+                    enabled: row.enabled,
+                    paused: row.paused,
+                    schedulable: row.schedulable,
+                    expires_at: optional_time(row.expires_at)?,
+                };
+                let (status, until) = AccountStatus::of(intent, &conditions, now);
+                let sealed = row.proxy_sealed.as_deref();
+                let proxy = unseal_proxy(&self.inner.sealer, sealed, &row.name)?;
                 let credentials =
                     unseal_credentials(&self.inner.sealer, &row.credentials_sealed, &row.name)?;
                 Ok(AccountView {
+                    status,
+                    until,
+                    conditions: conditions.into_iter().map(shown).collect(),
                     enabled: row.enabled,
                     platform: platform(&row.platform)?,
                     account_type: account_type(&row.account_type)?,
@@ -87,12 +112,50 @@ impl Store {
                     load_factor: row.load_factor.map(whole).transpose()?,
                     schedulable: row.schedulable,
                     paused: row.paused,
-                    resumed_at: optional_time(row.resumed_at)?,
-                    expires_at: optional_time(row.expires_at)?,
-                    proxy_set: row.proxy_sealed.is_some(),
+                    resumed_at,
+                    expires_at: intent.expires_at,
+                    proxy_set: proxy.is_some(),
+                    proxy: proxy.map(|address| proxy_shown(&address)),
                     extra: from_json(&row.extra)?,
                     created_at: time(row.created_at)?,
                     name: row.name,
+                })
+            })
+            .collect()
+    }
+
+    /// Error passthrough rules in the order in which they are asked: all, or the one of this name
+    /// (an empty list if there is none).
+    ///
+    /// # Errors
+    /// [`StorageError`] when the database or a row cannot be read.
+    pub async fn list_rules(&self, name: Option<&str>) -> Result<Vec<RuleView>, StorageError> {
+        let mut query = rule::Entity::find()
+            .order_by_asc(rule::Column::Priority)
+            .order_by_asc(rule::Column::Name);
+        if let Some(name) = name {
+            query = query.filter(rule::Column::Name.eq(name));
+        }
+        let rows = query.all(&self.inner.pools.reader).await?;
+        rows.into_iter()
+            .map(|row| {
+                let created_at = time(row.created_at)?;
+                let rule = error_rule(row)?;
+                Ok(RuleView {
+                    name: rule.name,
+                    enabled: rule.enabled,
+                    priority: rule.priority,
+                    error_codes: rule.error_codes,
+                    keywords: rule.keywords,
+                    match_mode: match_mode_name(rule.match_mode),
+                    platforms: rule.platforms,
+                    passthrough_code: rule.passthrough_code,
+                    response_code: rule.response_code,
+                    passthrough_body: rule.passthrough_body,
+                    custom_message: rule.custom_message,
+                    skip_monitoring: rule.skip_monitoring,
+                    description: rule.description,
+                    created_at,
                 })
             })
             .collect()
@@ -190,6 +253,17 @@ impl Store {
     }
 }
 
+fn shown(condition: Condition) -> ConditionView {
+    ConditionView {
+        kind: condition.kind,
+        model: condition.model,
+        since: condition.since,
+        until: condition.until,
+        status: condition.status,
+        reason: condition.reason,
+    }
+}
+
 async fn group_names(txn: &DatabaseTransaction) -> Result<HashMap<i64, String>, StorageError> {
     let rows: Vec<(i64, String)> = group::Entity::find()
         .select_only()
@@ -253,6 +327,12 @@ fn without_userinfo(url: &str) -> String {
     format!("{scheme}://{host}{tail}")
 }
 
+/// An egress proxy without user name and password.
+fn proxy_shown(address: &Secret) -> String {
+    EgressProxy::parse(address.expose())
+        .map_or_else(|_| "(not readable)".to_owned(), |proxy| proxy.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,6 +350,14 @@ mod tests {
             ("not a url", "not a url"),
         ] {
             assert_eq!(without_userinfo(url), shown);
+        }
+        for (url, shown) in [
+            ("socks5h://proxy", "socks5://proxy:1080"),
+            ("http://u:p@proxy", "http://proxy:80"),
+            ("http://u:p/w@x@h:80", "(not readable)"),
+            ("u:p", "(not readable)"),
+        ] {
+            assert_eq!(proxy_shown(&Secret::new(url)), shown);
         }
     }
 }

@@ -1,0 +1,164 @@
+//! `extra:` of an account: options with a meaning are checked, the others kept with a warning.
+
+use serde_json::{Map, Value};
+
+use crate::config::field::Field;
+use crate::config::keys::nearest;
+use crate::domain::account::options::{
+    self, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DURATION_MINUTES, POOL_MODE,
+    POOL_MODE_RETRY_COUNT, POOL_RETRIES, STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED,
+    TEMP_UNSCHEDULABLE_RULES,
+};
+
+/// Options of accounts that the specification names and that have no effect in this version.
+const LATER_OPTIONS: &[&str] = &[
+    "intercept_warmup_requests",
+    "user_agent",
+    "default_instructions",
+    "mixed_scheduling",
+    "base_rpm",
+    "rpm_strategy",
+    "rpm_sticky_buffer",
+    "max_sessions",
+    "session_idle_timeout_minutes",
+    "window_cost_limit",
+    "window_cost_sticky_reserve",
+    "user_msg_queue_mode",
+    "quota_limit",
+    "quota_daily_limit",
+    "quota_weekly_limit",
+    "quota_reset_timezone",
+    "codex_cli_only",
+    "openai_passthrough",
+    "anthropic_passthrough",
+    "cache_ttl_override_enabled",
+    "cache_ttl_override_target",
+    "allow_overages",
+    "privacy_mode",
+];
+
+/// The options as written.
+pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
+    let pairs = field.pairs("options")?;
+    let mut extra = Map::new();
+    for (key, value) in &pairs {
+        // `null` is as good as not given.
+        if options::ALL.contains(key) {
+            if !value.is_null() {
+                check(key, value);
+            }
+        } else if LATER_OPTIONS.contains(key) {
+            value.warn("stored, but not used by this version");
+        } else {
+            let known = options::ALL.iter().chain(LATER_OPTIONS).copied();
+            let near = nearest(key, known);
+            let near = near.map_or(String::new(), |near| format!("; is `{near}` meant?"));
+            value.warn(format!("unknown option, stored but not used{near}"));
+        }
+        extra.insert((*key).to_string(), value.json());
+    }
+    let given = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, f)| f);
+    for (switch, list, what) in [
+        (
+            CUSTOM_ERROR_CODES_ENABLED,
+            CUSTOM_ERROR_CODES,
+            "at least one status",
+        ),
+        (
+            TEMP_UNSCHEDULABLE_ENABLED,
+            TEMP_UNSCHEDULABLE_RULES,
+            "at least one rule",
+        ),
+    ] {
+        let enabled = extra.get(switch) == Some(&Value::Bool(true));
+        match given(list).filter(|list| !list.is_empty()) {
+            Some(list) if !enabled => list.warn(format!("not used while {switch} is not true")),
+            None if enabled => {
+                // Where it is wrong, or where it is missing.
+                if let Some(field) = given(list).or(given(switch)) {
+                    field.bad(
+                        format!("{switch} is true and {list} is empty"),
+                        format!("{list} with {what}, or {switch}: false"),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(extra)
+}
+
+fn check(key: &str, value: &Field<'_>) {
+    match key {
+        POOL_MODE | CUSTOM_ERROR_CODES_ENABLED | TEMP_UNSCHEDULABLE_ENABLED => {
+            value.flag();
+        }
+        POOL_MODE_RETRY_COUNT => {
+            let (least, most) = (*POOL_RETRIES.start(), *POOL_RETRIES.end());
+            value.whole::<u32>(
+                i128::from(least)..=i128::from(most),
+                &format!("a whole number from {least} to {most}"),
+            );
+        }
+        CUSTOM_ERROR_CODES => {
+            statuses(value);
+        }
+        TEMP_UNSCHEDULABLE_RULES => {
+            for rule in value.items("rules").unwrap_or_default() {
+                temp_rule(&rule);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn temp_rule(rule: &Field<'_>) {
+    const KEYWORDS: &str = "at least one word, such as [\"overloaded\"]; any of them will do";
+    let (least, most) = (*DURATION_MINUTES.start(), *DURATION_MINUTES.end());
+    let minutes = format!("whole minutes from {least} to {most} (a week)");
+    let Some(table) = rule.table(&TEMP_RULE_KEYS) else {
+        return;
+    };
+    if let Some(code) = table.required("error_code", "the upstream's status") {
+        status(&code);
+    }
+    if let Some(words) = table.required("keywords", KEYWORDS)
+        && keywords(&words).is_some_and(|words| words.is_empty())
+        && words.is_empty()
+    {
+        words.bad("no keywords, so it would never match", KEYWORDS);
+    }
+    if let Some(duration) = table.required("duration_minutes", &minutes) {
+        duration.whole::<u32>(i128::from(least)..=i128::from(most), &minutes);
+    }
+    if let Some(description) = table.given("description") {
+        description.text("a text");
+    }
+}
+
+/// A list of statuses that an upstream may answer with.
+pub(super) fn statuses(field: &Field<'_>) -> Option<Vec<u16>> {
+    let items = field.items("statuses, such as [429, 529]")?;
+    Some(items.iter().filter_map(status).collect())
+}
+
+fn status(field: &Field<'_>) -> Option<u16> {
+    let (least, most) = (*STATUSES.start(), *STATUSES.end());
+    let expected = format!("a status from {least} to {most}");
+    field.whole(i128::from(least)..=i128::from(most), &expected)
+}
+
+/// A list of words to be found in what an upstream answers.
+pub(super) fn keywords(field: &Field<'_>) -> Option<Vec<String>> {
+    const EXPECTED: &str = "a word or words that stand in the upstream's answer";
+    let word = |item: &Field<'_>| {
+        let text = item.text(EXPECTED)?;
+        if text.trim().is_empty() {
+            item.bad("an empty keyword, which would match everything", EXPECTED);
+            return None;
+        }
+        Some(text.to_string())
+    };
+    let items = field.items("words, such as [\"overloaded\"]")?;
+    Some(items.iter().filter_map(word).collect())
+}

@@ -1,0 +1,264 @@
+//! Options of accounts (`extra`) that have a meaning: their names, their bounds, and what is made of
+//! them. Resources are checked against the same bounds before they are stored.
+
+use std::ops::RangeInclusive;
+
+use serde_json::{Map, Value};
+use tollgate_filters::verdict::{ErrorPolicy, TempRule};
+
+/// See [`ErrorPolicy::pool_mode`].
+pub const POOL_MODE: &str = "pool_mode";
+/// See [`ErrorPolicy::pool_mode_retry_count`].
+pub const POOL_MODE_RETRY_COUNT: &str = "pool_mode_retry_count";
+/// Whether [`CUSTOM_ERROR_CODES`] are used.
+pub const CUSTOM_ERROR_CODES_ENABLED: &str = "custom_error_codes_enabled";
+/// See [`ErrorPolicy::custom_error_codes`].
+pub const CUSTOM_ERROR_CODES: &str = "custom_error_codes";
+/// Whether [`TEMP_UNSCHEDULABLE_RULES`] are used.
+pub const TEMP_UNSCHEDULABLE_ENABLED: &str = "temp_unschedulable_enabled";
+/// See [`TempRule`].
+pub const TEMP_UNSCHEDULABLE_RULES: &str = "temp_unschedulable_rules";
+
+/// Every option here.
+pub const ALL: [&str; 6] = [
+    POOL_MODE,
+    POOL_MODE_RETRY_COUNT,
+    CUSTOM_ERROR_CODES_ENABLED,
+    CUSTOM_ERROR_CODES,
+    TEMP_UNSCHEDULABLE_ENABLED,
+    TEMP_UNSCHEDULABLE_RULES,
+];
+
+/// What a rule of [`TEMP_UNSCHEDULABLE_RULES`] may say.
+pub const TEMP_RULE_KEYS: [&str; 4] = ["error_code", "keywords", "duration_minutes", "description"];
+
+/// Tries again on the same account in pool mode.
+pub const POOL_RETRIES: RangeInclusive<u32> = 0..=10;
+/// Statuses of upstreams.
+pub const STATUSES: RangeInclusive<u16> = 100..=599;
+/// How long a rule takes an account out: at most a week.
+pub const DURATION_MINUTES: RangeInclusive<u32> = 1..=10_080;
+
+/// What the options say about upstream errors. The second part names every option that cannot be
+/// read and why; it counts as not given.
+pub fn error_policy(options: &Map<String, Value>) -> (ErrorPolicy, Vec<String>) {
+    let mut reader = Reader {
+        options,
+        problems: Vec::new(),
+    };
+    let codes = reader.read(CUSTOM_ERROR_CODES, codes);
+    let rules = reader.read(TEMP_UNSCHEDULABLE_RULES, rules);
+    let codes_enabled = reader.flag(CUSTOM_ERROR_CODES_ENABLED);
+    let rules_enabled = reader.flag(TEMP_UNSCHEDULABLE_ENABLED);
+    // With no status that means anything every error would be ours; that is hardly meant.
+    if codes_enabled && codes.as_ref().is_some_and(Vec::is_empty) {
+        let problem = format!("{CUSTOM_ERROR_CODES}: no status in it");
+        reader.problems.push(problem);
+    }
+    let policy = ErrorPolicy {
+        pool_mode: reader.flag(POOL_MODE),
+        pool_mode_retry_count: reader
+            .read(POOL_MODE_RETRY_COUNT, |v| within(v, &POOL_RETRIES))
+            .unwrap_or(ErrorPolicy::DEFAULT_POOL_RETRIES),
+        custom_error_codes: codes.filter(|codes| codes_enabled && !codes.is_empty()),
+        temp_unschedulable_rules: rules.filter(|_| rules_enabled).unwrap_or_default(),
+    };
+    (policy, reader.problems)
+}
+
+/// Reads options one by one and notes what cannot be read.
+struct Reader<'a> {
+    options: &'a Map<String, Value>,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn read<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&'a Value) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.options.get(name).filter(|value| !value.is_null())?;
+        read(value)
+            .map_err(|problem| self.problems.push(format!("{name}: {problem}")))
+            .ok()
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        let flag = |value: &Value| value.as_bool().ok_or("not a flag".to_owned());
+        self.read(name, flag).unwrap_or(false)
+    }
+}
+
+fn codes(value: &Value) -> Result<Vec<u16>, String> {
+    let codes = list(value)?.iter();
+    codes.map(|code| within(code, &STATUSES)).collect()
+}
+
+fn rules(value: &Value) -> Result<Vec<TempRule>, String> {
+    let rule = |(index, rule): (usize, &Value)| {
+        temp_rule(rule).map_err(|problem| format!("rule {}: {problem}", index + 1))
+    };
+    list(value)?.iter().enumerate().map(rule).collect()
+}
+
+fn temp_rule(value: &Value) -> Result<TempRule, String> {
+    let field = |name: &str| value.get(name).unwrap_or(&Value::Null);
+    let keywords = list(field("keywords"))?
+        .iter()
+        .map(|word| text(word).filter(|word| !word.is_empty()))
+        .map(|word| word.map(|w| w.to_lowercase()).ok_or("an empty keyword"))
+        .collect::<Result<Vec<String>, &str>>()?;
+    if keywords.is_empty() {
+        return Err("no keywords in it".to_owned());
+    }
+    Ok(TempRule {
+        error_code: within(field("error_code"), &STATUSES)
+            .map_err(|problem| format!("error_code: {problem}"))?,
+        keywords,
+        duration_minutes: within(field("duration_minutes"), &DURATION_MINUTES)
+            .map_err(|problem| format!("duration_minutes: {problem}"))?,
+        description: text(field("description")).unwrap_or_default(),
+    })
+}
+
+/// A text; YAML makes a number of `503`, which is meant as one.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn list(value: &Value) -> Result<&Vec<Value>, String> {
+    value.as_array().ok_or("not a list".to_owned())
+}
+
+fn within<T>(value: &Value, bounds: &RangeInclusive<T>) -> Result<T, String>
+where
+    T: TryFrom<u64> + PartialOrd + std::fmt::Display,
+{
+    value
+        .as_u64()
+        .and_then(|number| T::try_from(number).ok())
+        .filter(|number| bounds.contains(number))
+        .ok_or_else(|| {
+            format!(
+                "not a whole number from {} to {}",
+                bounds.start(),
+                bounds.end()
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(options: Value) -> (ErrorPolicy, Vec<String>) {
+        error_policy(options.as_object().unwrap())
+    }
+
+    fn nothing() -> ErrorPolicy {
+        ErrorPolicy {
+            pool_mode_retry_count: 3,
+            ..ErrorPolicy::default()
+        }
+    }
+
+    #[test]
+    fn options_make_the_policy() {
+        let rule = json!({"error_code": 404, "keywords": ["Not FOUND", "gone"], "duration_minutes": 10080, "description": "away"});
+        let wanted = ErrorPolicy {
+            pool_mode: true,
+            pool_mode_retry_count: 10,
+            custom_error_codes: Some(vec![100, 599, 429]),
+            temp_unschedulable_rules: vec![TempRule {
+                error_code: 404,
+                keywords: vec!["not found".to_owned(), "gone".to_owned()],
+                duration_minutes: 10_080,
+                description: "away".to_owned(),
+            }],
+        };
+        let (policy, problems) = read(json!({
+            "pool_mode": true, "pool_mode_retry_count": 10,
+            "custom_error_codes_enabled": true, "custom_error_codes": [100, 599, 429],
+            "temp_unschedulable_enabled": true, "temp_unschedulable_rules": [rule],
+            "base_rpm": 5,
+        }));
+        assert_eq!((policy, problems), (wanted, vec![]));
+        // Switched off or not switched on, lists mean nothing.
+        for off in [json!(false), json!(null)] {
+            let (policy, problems) = read(json!({
+                "custom_error_codes_enabled": off, "custom_error_codes": [429],
+                "temp_unschedulable_enabled": off, "temp_unschedulable_rules": [rule],
+            }));
+            assert_eq!((policy, problems), (nothing(), vec![]));
+        }
+        let (policy, _) = read(json!({"pool_mode_retry_count": 0}));
+        assert_eq!(policy.pool_mode_retry_count, 0);
+        let empty =
+            json!({"custom_error_codes": [], "temp_unschedulable_rules": [], "pool_mode": null});
+        for options in [json!({}), empty] {
+            assert_eq!(read(options), (nothing(), vec![]));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_counts_as_not_given() {
+        let rule = |change: Value| {
+            let mut rule = json!({"error_code": 500, "keywords": ["x"], "duration_minutes": 1});
+            for (key, value) in change.as_object().unwrap() {
+                rule[key] = value.clone();
+            }
+            json!({"temp_unschedulable_enabled": true, "temp_unschedulable_rules": [rule]})
+        };
+        let codes =
+            |list: Value| json!({"custom_error_codes_enabled": true, "custom_error_codes": list});
+        for (options, want) in [
+            (json!({"pool_mode": "yes"}), "pool_mode: not a flag"),
+            (
+                json!({"pool_mode_retry_count": 11}),
+                "pool_mode_retry_count: not a whole number from 0 to 10",
+            ),
+            (
+                json!({"pool_mode_retry_count": -1}),
+                "pool_mode_retry_count: not a whole",
+            ),
+            (
+                json!({"pool_mode_retry_count": 1.5}),
+                "pool_mode_retry_count: not a whole",
+            ),
+            (
+                codes(json!([99])),
+                "custom_error_codes: not a whole number from 100 to 599",
+            ),
+            (codes(json!([429, 600])), "custom_error_codes: not a whole"),
+            (codes(json!([])), "custom_error_codes: no status in it"),
+            (codes(json!(429)), "custom_error_codes: not a list"),
+            (
+                rule(json!({"error_code": 0})),
+                "temp_unschedulable_rules: rule 1: error_code: not a whole",
+            ),
+            (
+                rule(json!({"duration_minutes": 0})),
+                "rule 1: duration_minutes: not a whole number from 1 to 10080",
+            ),
+            (
+                rule(json!({"duration_minutes": 10081})),
+                "rule 1: duration_minutes: not a whole",
+            ),
+            (rule(json!({"keywords": []})), "rule 1: no keywords in it"),
+            (rule(json!({"keywords": [""]})), "rule 1: an empty keyword"),
+            (rule(json!({"keywords": "x"})), "rule 1: not a list"),
+        ] {
+            let (policy, problems) = read(options.clone());
+            assert_eq!(policy, nothing(), "{options}");
+            assert_eq!(problems.len(), 1, "{options}");
+            assert!(problems[0].contains(want), "{options}: {problems:?}");
+        }
+    }
+}

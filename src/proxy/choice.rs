@@ -1,0 +1,569 @@
+//! Which account the next attempt goes to, with its slot: the one that is tried again, the one that
+//! made the previous response, the conversation's, else the best by load. Where all are full the
+//! request stands in line for any of them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use pingora::Result;
+use pingora::proxy::Session;
+use tollgate_filters::reply::{ErrorReply, errors};
+
+use super::context::{Asked, Context};
+use super::failover::exhausted;
+use super::peer::unserved;
+use super::wait::{Line, Lined, Wait, in_line};
+use crate::auth::Principal;
+use crate::domain::{Account, AccountId, Conditions};
+use crate::scheduler::sticky::{sticky, waits};
+use crate::scheduler::{
+    Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
+};
+use crate::state::{Lease, Slot, StateError, Want};
+
+/// Accounts a request stands in line for at most; the best ones. Standing in more lines than this
+/// costs more than it brings forward.
+const LINES: usize = 256;
+
+/// An account with its slot held.
+pub struct Choice {
+    /// The account.
+    pub account: Arc<Account>,
+    /// Its slot.
+    pub lease: Lease,
+    /// Among which it was chosen; told how the attempt went.
+    pub pool: Pool,
+    /// Whether another account could serve the request as well.
+    pub has_others: bool,
+}
+
+/// What a look at the accounts came to.
+enum Look {
+    Found(Choice),
+    Full(Full),
+}
+
+/// All that may serve the request are full.
+struct Full {
+    /// What may be waited for, best first.
+    wants: Vec<Want>,
+    /// Whether the conversation is bound to whatever comes free.
+    binds: bool,
+    /// When an account that is out now will be back.
+    returns_at: Option<DateTime<Utc>>,
+}
+
+/// Chooses an account and takes its slot.
+pub async fn choose_account(session: &mut Session, ctx: &mut Context) -> Result<Choice> {
+    let mut changes = None;
+    loop {
+        let full = match look(session, ctx).await? {
+            Look::Found(choice) => return Ok(choice),
+            Look::Full(full) => full,
+        };
+        let Some(seen) = &mut changes else {
+            // From here on no change goes unseen; one that came before is seen by looking once more.
+            changes = Some(ctx.rooms.changes.subscribe());
+            ctx.snapshot = ctx.rooms.snapshot.load_full();
+            continue;
+        };
+        let changed = async {
+            tokio::select! {
+                _ = seen.changed() => {}
+                () = time_of(full.returns_at) => {}
+            }
+        };
+        match line_up(session, ctx, &full.wants, None, changed).await? {
+            Lined::Granted(lease) => {
+                if let Some(choice) = granted(ctx, lease, full.binds).await {
+                    return Ok(choice);
+                }
+            }
+            Lined::Changed => ctx.snapshot = ctx.rooms.snapshot.load_full(),
+            Lined::LineFull => return Err(unserved(ctx, errors::too_many_pending())),
+            Lined::TimedOut => return Err(unserved(ctx, errors::account_slot_timeout())),
+            Lined::StateGone(error) => return Err(state_gone(ctx, &error)),
+        }
+    }
+}
+
+/// That moment, or never.
+async fn time_of(at: Option<DateTime<Utc>>) {
+    match at {
+        Some(at) => {
+            let wait = (at - Utc::now()).to_std().unwrap_or_default();
+            tokio::time::sleep(wait).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Stands in line for accounts, within what is left of the request's budget for that, and at most
+/// for `limit`.
+async fn line_up(
+    session: &mut Session,
+    ctx: &mut Context,
+    wants: &[Want],
+    limit: Option<std::time::Duration>,
+    changed: impl Future<Output = ()>,
+) -> Result<Lined> {
+    let Some(exchange) = ctx.exchange.clone() else {
+        return Err(unserved(ctx, errors::internal_error()));
+    };
+    let config = &ctx.config.concurrency;
+    let left = config.account_wait.saturating_sub(ctx.tries.waited);
+    let wait = Wait {
+        line: Line::Accounts,
+        wants,
+        max_waiting: config.max_waiting_per_account,
+        deadline: Instant::now() + limit.map_or(left, |limit| limit.min(left)),
+    };
+    in_line(session, ctx, &exchange, wait, changed).await
+}
+
+/// A slot came free after a wait. `None` when its account has become unfit meanwhile: the slot goes
+/// back, the request keeps its place in line.
+async fn granted(ctx: &mut Context, lease: Lease, binds: bool) -> Option<Choice> {
+    let (principal, asked) = (ctx.principal.clone()?, ctx.asked.clone()?);
+    let Slot::Account(id) = lease.slot() else {
+        return None;
+    };
+    let view = View::new(ctx, &principal, &asked);
+    let excluded = ctx.tries.excluded.clone();
+    let request = view.request(ctx, &asked, &excluded);
+    if matches!(view.pool.fit(id, &view.conditions, request), Fit::No(_)) {
+        return None;
+    }
+    let candidates = view.pool.candidates(&view.conditions, request).ok()?;
+    if !ctx.rooms.scheduler.health().chosen(id, view.now) && !candidates.last_resort() {
+        return None;
+    }
+    let account = view.pool.member(id)?.account.clone();
+    let has_others = candidates.more_than_one();
+    let found = Found {
+        layer: Layer::Load,
+        candidates: candidates.everyone(LINES).len(),
+        ..Found::default()
+    };
+    drop(candidates);
+    if binds {
+        view.bind(ctx, &asked, id).await;
+    }
+    Some(view.choice(ctx, account, lease, has_others, found))
+}
+
+/// What every layer looks at.
+struct View {
+    pool: Pool,
+    conditions: Arc<Conditions>,
+    group: crate::domain::GroupId,
+    seed: Seed,
+    now: DateTime<Utc>,
+    ttl: TimeDelta,
+    began: Instant,
+}
+
+/// How an account was found, for the decision's record.
+struct Found {
+    layer: Layer,
+    previous_hit: bool,
+    session_hit: bool,
+    candidates: usize,
+    sampled: bool,
+    top_k: usize,
+    skew: f64,
+}
+
+impl Default for Found {
+    fn default() -> Found {
+        Found {
+            layer: Layer::Load,
+            previous_hit: false,
+            session_hit: false,
+            candidates: 0,
+            sampled: false,
+            top_k: 0,
+            skew: 0.0,
+        }
+    }
+}
+
+impl View {
+    fn new(ctx: &Context, principal: &Principal, asked: &Asked) -> View {
+        let began = Instant::now();
+        let group = &principal.group;
+        let pool = ctx.rooms.scheduler.pool(
+            &ctx.snapshot.directory,
+            group.id,
+            group.platform,
+            Need::default(),
+            &asked.model,
+        );
+        let session = asked.sticky_key.map(u128::to_be_bytes);
+        let previous = asked.previous_response.map(u128::to_be_bytes);
+        View {
+            pool,
+            conditions: ctx.rooms.state.conditions(),
+            group: group.id,
+            seed: Seed::of(
+                session.as_ref().map(|bytes| &bytes[..]),
+                previous.as_ref().map(|bytes| &bytes[..]),
+                &asked.model,
+                group.id,
+                ctx.rooms.ids.entropy(),
+            ),
+            now: Utc::now(),
+            ttl: TimeDelta::from_std(ctx.config.scheduling.sticky_ttl).unwrap_or(TimeDelta::MAX),
+            began,
+        }
+    }
+
+    fn request<'r>(
+        &self,
+        ctx: &Context,
+        asked: &'r Asked,
+        excluded: &'r [AccountId],
+    ) -> Request<'r> {
+        Request {
+            model: &asked.model,
+            excluded,
+            seed: self.seed,
+            binds: asked.sticky_key.is_some(),
+            top_k: ctx.config.scheduling.top_k,
+            now: self.now,
+        }
+    }
+
+    /// The account that made the response which the request goes on from.
+    async fn response_account(&self, ctx: &Context, asked: &Asked) -> Option<AccountId> {
+        let key = asked.previous_response?;
+        let state = &ctx.rooms.state;
+        let known = state.response_account(self.group, key, self.now).await;
+        known.unwrap_or_else(|error| {
+            log::warn!("a response's account is not known: {error}");
+            None
+        })
+    }
+
+    /// The account that the conversation is bound to.
+    async fn bound_account(&self, ctx: &Context, asked: &Asked) -> Option<AccountId> {
+        let key = asked.sticky_key?;
+        let state = &ctx.rooms.state;
+        let bound = state.sticky(self.group, key, self.ttl, self.now).await;
+        bound.unwrap_or_else(|error| {
+            log::warn!("a conversation's account is not known: {error}");
+            None
+        })
+    }
+
+    async fn bind(&self, ctx: &Context, asked: &Asked, account: AccountId) {
+        let Some(key) = asked.sticky_key else { return };
+        let state = &ctx.rooms.state;
+        let bound = state.bind(self.group, key, account, self.ttl, self.now);
+        if let Err(error) = bound.await {
+            log::warn!("a conversation is not bound to its account: {error}");
+        }
+    }
+
+    async fn unbind(&self, ctx: &Context, asked: &Asked, account: AccountId) {
+        let Some(key) = asked.sticky_key else { return };
+        if let Err(error) = ctx.rooms.state.unbind(self.group, key, account).await {
+            log::warn!("a conversation stays bound to its account: {error}");
+        }
+    }
+
+    /// The choice, with its record in the log and the metrics.
+    fn choice(
+        &self,
+        ctx: &Context,
+        account: Arc<Account>,
+        lease: Lease,
+        has_others: bool,
+        found: Found,
+    ) -> Choice {
+        let decision = Decision {
+            layer: found.layer,
+            previous_hit: found.previous_hit,
+            session_hit: found.session_hit,
+            candidates: found.candidates,
+            sampled: found.sampled,
+            top_k: found.top_k,
+            skew: found.skew,
+            account: account.id,
+            took: self.began.elapsed(),
+        };
+        let metrics = &ctx.rooms.metrics;
+        metrics
+            .choices
+            .with_label_values(&[account.platform.as_str(), decision.layer.as_str()])
+            .inc();
+        metrics.choice_seconds.observe(decision.took.as_secs_f64());
+        if decision.candidates > 1 {
+            metrics.load_skew.observe(decision.skew);
+        }
+        log::debug!(target: "tollgate::scheduler", "request {}: {decision}", ctx.id);
+        Choice {
+            account,
+            lease,
+            pool: self.pool.clone(),
+            has_others,
+        }
+    }
+}
+
+async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
+    let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
+        return Err(unserved(ctx, errors::internal_error()));
+    };
+    let view = View::new(ctx, &principal, &asked);
+    let excluded = ctx.tries.excluded.clone();
+    let request = view.request(ctx, &asked, &excluded);
+
+    // A response exists at one account only (Change 15): who goes on from it goes there or nowhere.
+    if let Some(id) = view.response_account(ctx, &asked).await {
+        return going_on(ctx, &view, request, id).await;
+    }
+
+    let mut candidates = match view.pool.candidates(&view.conditions, request) {
+        Ok(candidates) => candidates,
+        Err(none) => {
+            let reply = no_account(ctx, none, view.now);
+            return Err(unserved(ctx, reply));
+        }
+    };
+    let has_others = candidates.more_than_one();
+
+    // The account that is tried again, if it has room: else the choice is as free as before.
+    if let Some(again) = ctx.tries.again
+        && let Some(member) = view.pool.member(again.account)
+        && let Some(lease) = try_lease(ctx, member.want()).await?
+    {
+        let account = member.account.clone();
+        let found = Found {
+            layer: Layer::Again,
+            ..Found::default()
+        };
+        return Ok(Look::Found(
+            view.choice(ctx, account, lease, has_others, found),
+        ));
+    }
+
+    // Sticky: the account that has this conversation in its prompt cache.
+    let mut binds = true;
+    let mut session_hit = false;
+    if let Some(id) = view.bound_account(ctx, &asked).await {
+        session_hit = true;
+        let sticky_metric = ctx.rooms.metrics.sticky.clone();
+        let count = move |what| sticky_metric.with_label_values(&[what]).inc();
+        match sticky(&candidates, id) {
+            Sticky::Use(member) => {
+                let (account, want) = (member.account.clone(), member.want());
+                if let Some(lease) = bound_lease(session, ctx, want, has_others).await? {
+                    count("hit");
+                    ctx.rooms.scheduler.health().chosen(id, view.now);
+                    let found = Found {
+                        layer: Layer::Session,
+                        session_hit,
+                        ..Found::default()
+                    };
+                    return Ok(Look::Found(
+                        view.choice(ctx, account, lease, has_others, found),
+                    ));
+                }
+                count("spilled");
+                binds = false;
+            }
+            Sticky::SpillKeeping => {
+                count("spilled");
+                binds = false;
+            }
+            Sticky::Unbind => {
+                count("unbound");
+                view.unbind(ctx, &asked, id).await;
+            }
+        }
+    }
+
+    // By load, tier after tier.
+    while let Some(stage) = candidates.next_stage() {
+        let Some((place, lease, mut found)) = by_load(ctx, &request, &stage).await? else {
+            continue;
+        };
+        let account = stage.members[place].account.clone();
+        found.session_hit = session_hit;
+        drop(candidates);
+        if binds {
+            view.bind(ctx, &asked, account.id).await;
+        }
+        return Ok(Look::Found(
+            view.choice(ctx, account, lease, has_others, found),
+        ));
+    }
+    Ok(Look::Full(Full {
+        wants: candidates.wants(LINES),
+        binds,
+        returns_at: returns_at(&view, &asked),
+    }))
+}
+
+/// For a request that goes on from a response which one account made.
+async fn going_on(
+    ctx: &mut Context,
+    view: &View,
+    request: Request<'_>,
+    id: AccountId,
+) -> Result<Look> {
+    let none = match view.pool.fit(id, &view.conditions, request) {
+        Fit::Yes | Fit::LastResort => None,
+        Fit::No(Unfit::Out {
+            until: Some(until),
+            limited,
+        }) => Some(NoAccount::AllCoolingDown { until, limited }),
+        Fit::No(_) => Some(NoAccount::NoneEligible),
+    };
+    let (None, Some(member)) = (none, view.pool.member(id)) else {
+        let reply = no_account(ctx, none.unwrap_or(NoAccount::NoneEligible), view.now);
+        return Err(unserved(ctx, reply));
+    };
+    let want = member.want();
+    let Some(lease) = try_lease(ctx, want).await? else {
+        return Ok(Look::Full(Full {
+            wants: vec![want],
+            binds: false,
+            returns_at: None,
+        }));
+    };
+    ctx.rooms.scheduler.health().chosen(id, view.now);
+    let found = Found {
+        layer: Layer::PreviousResponse,
+        previous_hit: true,
+        ..Found::default()
+    };
+    let choice = view.choice(ctx, member.account.clone(), lease, false, found);
+    Ok(Look::Found(choice))
+}
+
+/// The slot of the account that a conversation is bound to, at once or after a brief wait.
+async fn bound_lease(
+    session: &mut Session,
+    ctx: &mut Context,
+    want: Want,
+    has_others: bool,
+) -> Result<Option<Lease>> {
+    if let Some(lease) = try_lease(ctx, want).await? {
+        return Ok(Some(lease));
+    }
+    let Slot::Account(id) = want.slot else {
+        return Ok(None);
+    };
+    let loads = ctx.rooms.state.loads(&[id]).await.unwrap_or_default();
+    let load = loads.first().copied().unwrap_or_default();
+    // It is looked for once: a request that looks again has waited for it already.
+    if !waits(load, has_others) || std::mem::replace(&mut ctx.tries.waited_for_bound, true) {
+        return Ok(None);
+    }
+    let limit = ctx.config.concurrency.sticky_wait;
+    let lined = line_up(session, ctx, &[want], Some(limit), std::future::pending()).await?;
+    match lined {
+        Lined::Granted(lease) => Ok(Some(lease)),
+        Lined::StateGone(error) => Err(state_gone(ctx, &error)),
+        Lined::LineFull | Lined::TimedOut | Lined::Changed => Ok(None),
+    }
+}
+
+/// The best account of a stage that has room, with its slot.
+async fn by_load(
+    ctx: &mut Context,
+    request: &Request<'_>,
+    stage: &Stage<'_>,
+) -> Result<Option<(usize, Lease, Found)>> {
+    let rooms = ctx.rooms.clone();
+    let loads = match rooms.state.loads(&stage.ids()).await {
+        Ok(loads) => loads,
+        // Slots decide in the end; without loads the order is only less good.
+        Err(error) => {
+            log::warn!("accounts are chosen without their load: {error}");
+            Vec::new()
+        }
+    };
+    let ranked = stage.rank(&loads, &ctx.config.scheduling.weights, request);
+    let found = || Found {
+        candidates: stage.members.len(),
+        sampled: stage.sampled,
+        top_k: ranked.top_k(),
+        skew: ranked.skew,
+        ..Found::default()
+    };
+    let mut order = ranked.first().to_vec();
+    let mut rest_seen = false;
+    loop {
+        let wants: Vec<Want> = order
+            .iter()
+            .map(|i| stage.members[*i as usize].want())
+            .collect();
+        let leased = match rooms.state.lease_first(&wants).await {
+            Ok(leased) => leased,
+            Err(error) => return Err(state_gone(ctx, &error)),
+        };
+        match leased {
+            Some((at, lease)) => {
+                let place = order[at] as usize;
+                let id = stage.members[place].id();
+                if rooms.scheduler.health().chosen(id, request.now) || stage.last_resort {
+                    return Ok(Some((place, lease, found())));
+                }
+                // Another request has just begun to find out whether it works again.
+                order.drain(..=at);
+            }
+            None if rest_seen => return Ok(None),
+            None => {
+                rest_seen = true;
+                order = ranked.rest();
+            }
+        }
+    }
+}
+
+async fn try_lease(ctx: &mut Context, want: Want) -> Result<Option<Lease>> {
+    match ctx.rooms.state.try_lease(want).await {
+        Ok(lease) => Ok(lease),
+        Err(error) => Err(state_gone(ctx, &error)),
+    }
+}
+
+/// When the first account of the pool that is out now will be back, for a request in line.
+fn returns_at(view: &View, asked: &Asked) -> Option<DateTime<Utc>> {
+    let conditions = view.conditions.0.iter();
+    conditions
+        .filter(|(id, _)| view.pool.member(**id).is_some())
+        .flat_map(|(_, conditions)| conditions)
+        .filter(|c| c.concerns(&asked.model) && c.holds(view.now) && !c.kind.is_soft())
+        .filter_map(|c| c.until)
+        .min()
+}
+
+fn state_gone(ctx: &mut Context, error: &StateError) -> Box<pingora::Error> {
+    log::error!("{error}");
+    unserved(ctx, errors::internal_error())
+}
+
+/// Why there is no account: what the last one said, if one was tried, else that there is none.
+fn no_account(ctx: &Context, none: NoAccount, now: DateTime<Utc>) -> ErrorReply {
+    if let Some(reply) = exhausted(ctx) {
+        return reply;
+    }
+    match none {
+        NoAccount::NoneEligible => errors::no_available_accounts(),
+        NoAccount::AllCoolingDown { until, limited } => {
+            let seconds = (until - now).num_seconds().max(1).unsigned_abs();
+            let reply = if limited {
+                // What the first request to meet the limit was told, the next is told as well.
+                errors::exhausted(Some(429))
+            } else {
+                errors::no_available_accounts()
+            };
+            reply.with_retry_after(seconds)
+        }
+    }
+}

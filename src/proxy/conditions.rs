@@ -1,0 +1,117 @@
+//! What attempts mean for their accounts, and what is remembered of a request that was served: set in
+//! the hooks that can wait, out of those that cannot.
+
+use chrono::Utc;
+use tollgate_filters::affinity;
+
+use super::context::{AccountEffect, Context};
+use crate::domain::{AccountId, Condition, ConditionKind};
+use crate::scheduler::effect::{Cause, condition_of, struck};
+use crate::state::ResponseBinding;
+
+/// Sets the conditions of accounts that have failed this request; only then do their slots go back,
+/// so that nobody in line gets the slot of an account that has just failed.
+pub async fn set(ctx: &mut Context) {
+    for effect in std::mem::take(&mut ctx.tries.effects) {
+        set_one(ctx, effect).await;
+    }
+    ctx.tries.leases.clear();
+}
+
+async fn set_one(ctx: &Context, what: AccountEffect) {
+    let AccountEffect {
+        account,
+        effect,
+        status,
+        model,
+        transport,
+    } = what;
+    let now = Utc::now();
+    let (rooms, id) = (&ctx.rooms, account.id);
+    if transport {
+        if let Some(condition) = rooms.scheduler.health().transport_failed(id, now) {
+            put(ctx, &account.name, id, account.platform.as_str(), condition).await;
+        }
+        return;
+    }
+    let strikes = match struck(&effect) {
+        Some(window) => rooms.state.strike(id, window, now).await,
+        None => Ok(0),
+    };
+    let strikes = strikes.unwrap_or_else(|error| {
+        log::warn!(
+            "account {:?}: a strike is not counted: {error}",
+            account.name
+        );
+        1
+    });
+    let cause = Cause {
+        status,
+        model: &model.model,
+        strikes,
+        now,
+    };
+    if let Some(condition) = condition_of(effect, cause) {
+        put(ctx, &account.name, id, account.platform.as_str(), condition).await;
+    }
+}
+
+async fn put(ctx: &Context, name: &str, id: AccountId, platform: &'static str, c: Condition) {
+    let kind = c.kind.as_str();
+    let until = c.until.map(|until| until.to_rfc3339()).unwrap_or_default();
+    ctx.rooms
+        .metrics
+        .conditions
+        .with_label_values(&[platform, kind])
+        .inc();
+    let level = match c.kind {
+        ConditionKind::Error => log::Level::Warn,
+        _ => log::Level::Info,
+    };
+    log::log!(
+        target: "tollgate::accounts", level,
+        "request.id" = ctx.id.as_str(),
+        "account" = name,
+        "condition" = kind,
+        "until" = until.as_str(),
+        "reason" = c.reason.as_str();
+        "account is out"
+    );
+    if let Err(error) = ctx.rooms.state.set_condition(id, c).await {
+        log::warn!("account {name:?} keeps being chosen: {error}");
+    }
+}
+
+/// What a request that was served says for its account, and for requests that go on from its response.
+pub async fn remember_served(ctx: &mut Context) {
+    let Some(id) = ctx.tries.served else { return };
+    let rooms = &ctx.rooms;
+    let failing = |c: &Condition| c.kind == ConditionKind::Failing;
+    if rooms.state.conditions().of(id).iter().any(failing) {
+        let lifted = rooms
+            .state
+            .lift_conditions(id, Some(ConditionKind::Failing), ctx.tries.served_since)
+            .await;
+        if let Err(error) = lifted {
+            log::warn!("account {id} stays behind the others: {error}");
+        }
+    }
+    if let Err(error) = rooms.state.forgive(id).await {
+        log::warn!("account {id} keeps its strikes: {error}");
+    }
+    let (Some(exchange), Some(principal)) = (&ctx.exchange, &ctx.principal) else {
+        return;
+    };
+    let Some(response) = exchange.lock().answer_seen().response_id else {
+        return;
+    };
+    let binding = ResponseBinding {
+        group: principal.group.id,
+        key: affinity::response_key(&response),
+        account: id,
+        at: Utc::now(),
+    };
+    if let Err(error) = rooms.state.remember_response(binding).await {
+        log::warn!("a response's account is not remembered: {error}");
+    }
+}

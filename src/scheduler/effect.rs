@@ -1,0 +1,195 @@
+//! What an upstream's answer leaves at its account: from [`Effect`]s to [`Condition`]s.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tollgate_filters::verdict::{Effect, LimitScope, Strike};
+
+use crate::domain::{Condition, ConditionKind};
+
+/// How long a 5xx puts an account behind the others: long enough to try those first, short enough not
+/// to matter.
+const FAILING: TimeDelta = TimeDelta::seconds(5);
+/// The longest an upstream can take its account out for. The longest window of any provider is seven
+/// days; what goes beyond that is nonsense, or malice of a relay.
+const LONGEST: TimeDelta = TimeDelta::days(8);
+/// Reasons are shown in tables and kept in the database.
+const LONGEST_REASON: usize = 500;
+
+/// Where an effect comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause<'c> {
+    /// The upstream's status, where there was one.
+    pub status: Option<u16>,
+    /// The model of the request, after channel mapping.
+    pub model: &'c str,
+    /// Strikes of the account within the window of [`struck`], this one included.
+    pub strikes: u32,
+    /// When it happened.
+    pub now: DateTime<Utc>,
+}
+
+/// Whether an effect is counted as a strike (with `LiveState::strike`), and within which window.
+pub fn struck(effect: &Effect) -> Option<TimeDelta> {
+    match effect {
+        Effect::Strike(strike) => Some(bounded(strike.window)),
+        _ => None,
+    }
+}
+
+/// The condition that `effect` leaves; `None` = nothing. Transport errors are not for here but for
+/// [`super::Health::transport_failed`], which counts them.
+pub fn condition_of(effect: Effect, cause: Cause<'_>) -> Option<Condition> {
+    let now = cause.now;
+    let for_a_while = |kind, lasts: Duration, reason: String| {
+        let lasts = bounded(lasts);
+        (lasts > TimeDelta::zero()).then(|| condition(kind, Some(now + lasts), reason, cause))
+    };
+    match effect {
+        Effect::None => None,
+        Effect::Failing => {
+            let until = Some(now + FAILING);
+            let reason = "failed".to_owned();
+            Some(condition(ConditionKind::Failing, until, reason, cause))
+        }
+        Effect::RateLimited {
+            lasts,
+            source,
+            scope,
+        } => {
+            let reason = format!("limited, end by {}", source.as_str());
+            let limited = for_a_while(ConditionKind::RateLimited, lasts, reason);
+            limited.map(|condition| Condition {
+                model: match scope {
+                    LimitScope::Account => None,
+                    LimitScope::Model => Some(cause.model.to_owned()),
+                },
+                ..condition
+            })
+        }
+        Effect::Overloaded { lasts } => {
+            for_a_while(ConditionKind::Overloaded, lasts, "overloaded".to_owned())
+        }
+        Effect::TempUnschedulable { lasts, reason } => {
+            for_a_while(ConditionKind::TempUnschedulable, lasts, reason)
+        }
+        Effect::Error { message } => Some(condition(ConditionKind::Error, None, message, cause)),
+        Effect::Strike(strike) => condition_of(escalated(strike, cause.strikes), cause),
+    }
+}
+
+/// A strike is never counted less than once, and never comes to another.
+fn escalated(strike: Strike, strikes: u32) -> Effect {
+    match strike.effect(strikes.max(1)) {
+        Effect::Strike(strike) => Effect::Error {
+            message: strike.message,
+        },
+        effect => effect,
+    }
+}
+
+fn condition(
+    kind: ConditionKind,
+    until: Option<DateTime<Utc>>,
+    mut reason: String,
+    cause: Cause<'_>,
+) -> Condition {
+    reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+    Condition {
+        kind,
+        model: None,
+        since: cause.now,
+        until,
+        status: cause.status,
+        reason,
+    }
+}
+
+fn bounded(lasts: Duration) -> TimeDelta {
+    TimeDelta::from_std(lasts).map_or(LONGEST, |lasts| lasts.min(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use tollgate_filters::verdict::LimitSource;
+
+    use super::*;
+
+    fn cause(strikes: u32) -> Cause<'static> {
+        Cause {
+            status: Some(429),
+            model: "gpt-5",
+            strikes,
+            now: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
+        }
+    }
+
+    #[test]
+    fn every_effect() {
+        let seconds = Duration::from_secs;
+        let limited = |lasts, scope| Effect::RateLimited {
+            lasts,
+            source: LimitSource::Body,
+            scope,
+        };
+        let temp = |lasts| Effect::TempUnschedulable {
+            lasts,
+            reason: "why".to_owned(),
+        };
+        let strike = || {
+            Effect::Strike(Strike {
+                window: seconds(180 * 60),
+                limit: 3,
+                lasts: seconds(600),
+                message: "403".to_owned(),
+            })
+        };
+        let error = Effect::Error {
+            message: "gone".to_owned(),
+        };
+        use ConditionKind::*;
+        let eight_days = 8 * 24 * 3600;
+        #[rustfmt::skip]
+        let rows = [
+            // effect, strikes, kind, seconds (-1 = no end), of the model only, reason
+            (Effect::Failing, 0, Failing, 5, false, "failed"),
+            (limited(seconds(1), LimitScope::Account), 0, RateLimited, 1, false, "limited, end by body"),
+            (limited(seconds(60), LimitScope::Model), 0, RateLimited, 60, true, "limited, end by body"),
+            (limited(seconds(eight_days as u64), LimitScope::Account), 0, RateLimited, eight_days, false, "limited, end by body"),
+            (limited(seconds(eight_days as u64 + 1), LimitScope::Account), 0, RateLimited, eight_days, false, "limited, end by body"),
+            (limited(Duration::MAX, LimitScope::Account), 0, RateLimited, eight_days, false, "limited, end by body"),
+            (Effect::Overloaded { lasts: seconds(600) }, 0, Overloaded, 600, false, "overloaded"),
+            (temp(seconds(120)), 0, TempUnschedulable, 120, false, "why"),
+            (error, 0, Error, -1, false, "gone"),
+            (strike(), 0, TempUnschedulable, 600, false, "403"),
+            (strike(), 1, TempUnschedulable, 600, false, "403"),
+            (strike(), 2, TempUnschedulable, 600, false, "403"),
+            (strike(), 3, Error, -1, false, "403"),
+            (strike(), 4, Error, -1, false, "403"),
+        ];
+        for (effect, strikes, kind, lasts, of_model, reason) in rows {
+            let cause = cause(strikes);
+            let expected = Condition {
+                kind,
+                model: of_model.then(|| "gpt-5".to_owned()),
+                since: cause.now,
+                until: (lasts >= 0).then(|| cause.now + TimeDelta::seconds(lasts)),
+                status: Some(429),
+                reason: reason.to_owned(),
+            };
+            let said = format!("{effect:?} strike {strikes}");
+            assert_eq!(condition_of(effect, cause), Some(expected), "{said}");
+        }
+        assert_eq!(condition_of(Effect::None, cause(0)), None);
+        assert_eq!(condition_of(temp(Duration::ZERO), cause(0)), None);
+        assert_eq!(struck(&strike()), Some(TimeDelta::minutes(180)));
+        assert_eq!(struck(&Effect::Failing), None);
+    }
+
+    #[test]
+    fn a_reason_is_cut_at_a_character() {
+        let message = format!("{}é", "x".repeat(LONGEST_REASON - 1));
+        let condition = condition_of(Effect::Error { message }, cause(0)).unwrap();
+        assert_eq!(condition.reason, "x".repeat(LONGEST_REASON - 1));
+    }
+}

@@ -1,0 +1,269 @@
+//! What usage records share: who asked, where it went, how it ended. Each such context is kept once
+//! in `usage_contexts`, as it was at the time, and every record names it by id.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::StorageError;
+use super::convert::{from_json, millionths, to_json};
+use crate::domain::UsageRecord;
+
+/// Contexts remembered with their ids; some hundred bytes each. A gateway has about as many at work
+/// as it has keys times accounts times models in use; what is forgotten is looked up again.
+const REMEMBERED: usize = 8192;
+
+/// The part of a record that repeats, as its JSON in the database has it.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct Context<'a> {
+    pub(super) user_id: i64,
+    pub(super) user: Cow<'a, str>,
+    pub(super) api_key_id: i64,
+    pub(super) api_key: Cow<'a, str>,
+    pub(super) group_id: i64,
+    pub(super) group: Cow<'a, str>,
+    pub(super) fallback_from_group: Option<Cow<'a, str>>,
+    pub(super) account_id: i64,
+    pub(super) account: Cow<'a, str>,
+    pub(super) platform: Cow<'a, str>,
+    pub(super) endpoint: Cow<'a, str>,
+    pub(super) upstream_endpoint: Cow<'a, str>,
+    pub(super) requested_model: Cow<'a, str>,
+    pub(super) model: Cow<'a, str>,
+    pub(super) upstream_model: Cow<'a, str>,
+    pub(super) model_mapping_chain: Option<Cow<'a, str>>,
+    pub(super) stream: bool,
+    pub(super) status: u16,
+    pub(super) outcome: Cow<'a, str>,
+    pub(super) rate_multiplier_millionths: i64,
+    pub(super) billing_type: Cow<'a, str>,
+    pub(super) service_tier: Option<Cow<'a, str>>,
+    pub(super) reasoning_effort: Option<Cow<'a, str>>,
+    pub(super) attempts: u32,
+    pub(super) account_switches: u32,
+    pub(super) usage_source: Cow<'a, str>,
+    pub(super) client_disconnected: bool,
+    pub(super) user_agent: Option<Cow<'a, str>>,
+}
+
+impl<'a> Context<'a> {
+    /// The context of a record.
+    pub(super) fn of(r: &'a UsageRecord) -> Context<'a> {
+        fn optional(text: &Option<String>) -> Option<Cow<'_, str>> {
+            text.as_deref().map(Cow::Borrowed)
+        }
+        Context {
+            user_id: r.user_id.0,
+            user: Cow::Borrowed(&r.user),
+            api_key_id: r.api_key_id.0,
+            api_key: Cow::Borrowed(&r.api_key),
+            group_id: r.group_id.0,
+            group: Cow::Borrowed(&r.group),
+            fallback_from_group: optional(&r.fallback_from_group),
+            account_id: r.account_id.0,
+            account: Cow::Borrowed(&r.account),
+            platform: Cow::Borrowed(r.platform.as_str()),
+            endpoint: Cow::Borrowed(&r.endpoint),
+            upstream_endpoint: Cow::Borrowed(&r.upstream_endpoint),
+            requested_model: Cow::Borrowed(&r.requested_model),
+            model: Cow::Borrowed(&r.model),
+            upstream_model: Cow::Borrowed(&r.upstream_model),
+            model_mapping_chain: optional(&r.model_mapping_chain),
+            stream: r.stream,
+            status: r.status,
+            outcome: Cow::Borrowed(r.outcome.as_str()),
+            rate_multiplier_millionths: millionths(r.rate_multiplier),
+            billing_type: Cow::Borrowed(r.billing_type.as_str()),
+            service_tier: optional(&r.service_tier),
+            reasoning_effort: optional(&r.reasoning_effort),
+            attempts: r.attempts,
+            account_switches: r.account_switches,
+            usage_source: Cow::Borrowed(r.usage_source.as_str()),
+            client_disconnected: r.client_disconnected,
+            user_agent: optional(&r.user_agent),
+        }
+    }
+
+    /// As it is stored; equal contexts have equal texts.
+    pub(super) fn to_json(&self) -> Result<String, StorageError> {
+        to_json(self)
+    }
+
+    /// From what is stored.
+    pub(super) fn from_json(text: &str) -> Result<Context<'static>, StorageError> {
+        from_json(text)
+    }
+}
+
+/// Writes what tells the context of `r` from any other to `key`, after emptying it. Much cheaper
+/// than the JSON, and done for every record.
+pub(super) fn key(r: &UsageRecord, key: &mut Vec<u8>) {
+    fn text(key: &mut Vec<u8>, text: &str) {
+        key.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        key.extend_from_slice(text.as_bytes());
+    }
+    fn optional(key: &mut Vec<u8>, value: &Option<String>) {
+        match value {
+            Some(value) => text(key, value),
+            // No text is that long.
+            None => key.extend_from_slice(&u64::MAX.to_le_bytes()),
+        }
+    }
+    key.clear();
+    for number in [
+        r.user_id.0,
+        r.api_key_id.0,
+        r.group_id.0,
+        r.account_id.0,
+        millionths(r.rate_multiplier),
+    ] {
+        key.extend_from_slice(&number.to_le_bytes());
+    }
+    for number in [r.attempts, r.account_switches] {
+        key.extend_from_slice(&number.to_le_bytes());
+    }
+    key.extend_from_slice(&r.status.to_le_bytes());
+    key.extend_from_slice(&[
+        u8::from(r.stream),
+        u8::from(r.client_disconnected),
+        r.outcome as u8,
+        r.billing_type as u8,
+        r.usage_source as u8,
+        r.platform as u8,
+    ]);
+    for value in [
+        &r.user,
+        &r.api_key,
+        &r.group,
+        &r.account,
+        &r.endpoint,
+        &r.upstream_endpoint,
+        &r.requested_model,
+        &r.model,
+        &r.upstream_model,
+    ] {
+        text(key, value);
+    }
+    for value in [
+        &r.fallback_from_group,
+        &r.model_mapping_chain,
+        &r.service_tier,
+        &r.reasoning_effort,
+        &r.user_agent,
+    ] {
+        optional(key, value);
+    }
+}
+
+/// The ids of contexts that are in the database for good, by [`key`].
+#[derive(Debug, Default)]
+pub(super) struct KnownContexts {
+    ids: HashMap<Box<[u8]>, i64>,
+}
+
+impl KnownContexts {
+    /// The id of the context with this key, if it is remembered.
+    pub(super) fn get(&self, key: &[u8]) -> Option<i64> {
+        self.ids.get(key).copied()
+    }
+
+    /// Remembers contexts whose transaction is committed.
+    pub(super) fn extend(&mut self, committed: HashMap<Box<[u8]>, i64>) {
+        if self.ids.len() + committed.len() > REMEMBERED {
+            self.ids.clear();
+        }
+        self.ids.extend(committed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{BillingType, Outcome, Platform, UsageSource};
+    use crate::storage::tests::record;
+
+    /// Two records get one id exactly when they would be stored with the same JSON.
+    #[test]
+    fn the_key_tells_apart_what_the_json_tells_apart() {
+        let changes: [fn(&mut UsageRecord); 36] = [
+            |_| {},
+            |r| r.user_id.0 = 9,
+            |r| r.user.push('x'),
+            |r| r.api_key_id.0 = 9,
+            |r| r.api_key.push('x'),
+            |r| r.group_id.0 = 9,
+            |r| r.group.push('x'),
+            |r| r.fallback_from_group = None,
+            |r| r.fallback_from_group = Some(String::new()),
+            |r| r.account_id.0 = 9,
+            |r| r.account.push('x'),
+            |r| r.platform = Platform::Anthropic,
+            |r| r.endpoint.push('x'),
+            |r| r.upstream_endpoint.push('x'),
+            |r| r.requested_model.push('x'),
+            |r| r.model.push('x'),
+            |r| r.upstream_model.push('x'),
+            |r| r.model_mapping_chain = None,
+            |r| r.stream = !r.stream,
+            |r| r.status = 201,
+            |r| r.outcome = Outcome::ClientGone,
+            |r| r.rate_multiplier.0 += 1,
+            |r| r.billing_type = BillingType::None,
+            |r| r.service_tier = None,
+            |r| r.reasoning_effort = None,
+            |r| r.attempts += 1,
+            |r| r.account_switches += 1,
+            |r| r.usage_source = UsageSource::Estimated,
+            |r| r.client_disconnected = !r.client_disconnected,
+            |r| r.user_agent = None,
+            // A name that looks like two.
+            |r| {
+                r.user = "alic".to_owned();
+                r.api_key = "ealice-laptop".to_owned();
+            },
+            // What a record has for itself is no part of it.
+            |r| r.request_id.push('x'),
+            |r| r.ip = None,
+            |r| r.tokens.input += 1,
+            |r| r.charge.0 += 1,
+            |r| r.duration_ms += 1,
+        ];
+        let records: Vec<UsageRecord> = changes
+            .iter()
+            .map(|change| {
+                let mut record = record("r-1", "1");
+                change(&mut record);
+                record
+            })
+            .collect();
+        let described: Vec<(Vec<u8>, String)> = records
+            .iter()
+            .map(|record| {
+                let mut bytes = b"left over".to_vec();
+                key(record, &mut bytes);
+                (bytes, Context::of(record).to_json().unwrap())
+            })
+            .collect();
+        for (one, other) in described
+            .iter()
+            .flat_map(|d| described.iter().map(move |e| (d, e)))
+        {
+            assert_eq!(one.0 == other.0, one.1 == other.1, "{} {}", one.1, other.1);
+        }
+        let distinct: std::collections::HashSet<&String> =
+            described.iter().map(|(_, json)| json).collect();
+        assert_eq!(distinct.len(), 31);
+        let text = &described[0].1;
+        assert_eq!(&Context::from_json(text).unwrap().to_json().unwrap(), text);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut known = KnownContexts::default();
+        for number in 0..3 * REMEMBERED as i64 {
+            let key: Box<[u8]> = number.to_le_bytes().into();
+            known.extend(HashMap::from([(key.clone(), number)]));
+            assert_eq!(known.get(&key), Some(number));
+        }
+        assert!(known.ids.len() <= REMEMBERED);
+    }
+}
