@@ -11,6 +11,7 @@ mod bodies;
 mod call;
 mod cells;
 mod disconnects;
+mod egress;
 mod failover;
 mod framing;
 mod harness;
