@@ -62,12 +62,12 @@ pub fn flush() {
     }
 }
 
-/// Writes one line at level `info` whose fields `fields` adds; cheaper than the `log` macros where
-/// there are many. Nothing happens before [`init`], or when the level is lower.
-pub fn write(target: &str, message: &str, fields: impl FnOnce(&mut Line<'_>)) {
+/// Writes one line at `level` whose fields `fields` adds; cheaper than the `log` macros where there
+/// are many. Nothing happens before [`init`], or when the level that is written is lower.
+pub fn write(level: Level, target: &str, message: &str, fields: impl FnOnce(&mut Line<'_>)) {
     let Some(logger) = LOGGER.get() else { return };
-    if log::max_level() >= LevelFilter::Info {
-        logger.line(Level::Info, target, message, fields);
+    if log::max_level() >= level {
+        logger.line(level, target, message, fields);
     }
 }
 

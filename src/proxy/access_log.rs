@@ -1,9 +1,11 @@
 //! One structured line for every request. No secrets, no prompt text.
 
+use std::fmt::Write;
+
 use super::context::Context;
 use super::finish::{Ending, millis};
 use super::relay::Answer;
-use crate::domain::UsageRecord;
+use crate::domain::{AttemptTrace, UsageRecord};
 use crate::logging;
 
 /// Writes the line.
@@ -12,7 +14,11 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
     let key = principal.map(|p| &p.key).or(ctx.refused_key.as_ref());
     let asked = ctx.asked.as_ref();
     let sent = ctx.tries.sent.as_ref();
-    logging::write("tollgate::access", "request", |line| {
+    let level = match ending.unmonitored {
+        true => log::Level::Debug,
+        false => log::Level::Info,
+    };
+    logging::write(level, "tollgate::access", "request", |line| {
         line.text("request.id", &ctx.id);
         line.text("endpoint", ctx.endpoint);
         line.number("status", ending.status.into());
@@ -29,6 +35,10 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
         line.flag("stream", asked.is_some_and(|a| a.stream));
         line.number("attempts", ctx.tries.attempts.into());
         line.number("switches", ctx.tries.switches.into());
+        // What a single attempt would say stands in the line already.
+        if ctx.tries.trail.len() > 1 {
+            line.text("trail", &trail(&ctx.tries.trail));
+        }
         line.number("duration_ms", millis(ending.duration));
         line.number("first_token_ms", ending.first_token.map_or(0, millis));
         line.number("input_tokens", record.map_or(0, |r| r.tokens.input));
@@ -44,4 +54,19 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
             None => line.text("client.ip", ""),
         }
     });
+}
+
+/// Every attempt in one text: `a1:limited/429/12ms a2:answered/200/340ms`.
+fn trail(attempts: &[AttemptTrace]) -> String {
+    let mut text = String::new();
+    for attempt in attempts {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        let status = attempt.status.unwrap_or(0);
+        let (account, result, ms) = (&attempt.account, &attempt.result, attempt.duration_ms);
+        // Writing to a text does not fail.
+        let _ = write!(text, "{account}:{result}/{status}/{ms}ms");
+    }
+    text
 }

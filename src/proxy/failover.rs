@@ -267,6 +267,9 @@ pub fn judge_answered(ctx: &mut Context) {
     }
 }
 
+/// The result of an attempt whose answer the client got.
+pub const ANSWERED: &str = "answered";
+
 /// Counts an ended attempt, and puts it on the request's trail.
 pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, status: Option<u16>) {
     ctx.rooms
@@ -274,6 +277,10 @@ pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, stat
         .attempts
         .with_label_values(&[ended.account.platform.as_str(), result])
         .inc();
+    // A request that is served at once has no trail worth the memory.
+    if result == ANSWERED && ctx.tries.trail.is_empty() {
+        return;
+    }
     ctx.tries.trail.push(AttemptTrace {
         account: ended.account.name.clone(),
         result: result.to_owned(),
