@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use chrono::Utc;
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{Level, Log, Metadata, Record};
 
 pub use line::Line;
 use sink::Sink;

@@ -58,6 +58,7 @@ impl Sink {
                         shared.filled.wait(&mut waiting);
                     }
                     drop(waiting);
+                    #[expect(clippy::disallowed_methods, reason = "its own thread, no request's")]
                     std::thread::sleep(DELAY);
                     shared.flush();
                 }
