@@ -54,6 +54,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             account: choice.account.clone(),
             pool: choice.pool.clone(),
             started,
+            began: Utc::now(),
         };
         let snapshot = ctx.snapshot.clone();
         let Some(target) = snapshot.target(choice.account.id) else {
