@@ -252,7 +252,7 @@ impl Table {
         ticket: Ticket,
         max_waiting: u32,
     ) -> Result<Lease, WaitError> {
-        let (grant, granted) = oneshot::channel();
+        let (grant, mut granted) = oneshot::channel();
         let mut grants = Grants::default();
         let joined = self
             .lines
@@ -272,7 +272,7 @@ impl Table {
             Joined::InLine(place) => Standing { table: self, place },
         };
         grants.hand_over();
-        granted
+        (&mut granted)
             .await
             .map_err(|_| StateError(OWNER_ENDED.to_owned()).into())
     }
