@@ -5,7 +5,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Request, post_json};
 
-use crate::harness::{Gateway, KEY, Setup, ask, free_address};
+use crate::harness::{Gateway, KEY, Setup, ask, ask_anew, free_address};
 
 /// What a request of the fake's usual size costs with gpt-5-mini: 100 input tokens, 20 from the
 /// cache, 30 output.
@@ -18,7 +18,7 @@ type Shown<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, Value)]);
 type Totals<'a> = (&'a str, &'a [(&'a str, u64, &'a str, &'a str)]);
 
 async fn asked(gateway: &Gateway, key: &str) -> ClientReply {
-    let body = ask("gpt-5-mini", false);
+    let body = ask_anew("gpt-5-mini", false);
     post_json(gateway.address, "/v1/responses", key, &body)
         .await
         .unwrap()
