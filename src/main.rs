@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tollgate::cli::{self, Cli};
+use tollgate::logging;
 
 fn main() -> ExitCode {
-    cli::run(Cli::parse())
+    let code = cli::run(Cli::parse());
+    logging::flush();
+    code
 }

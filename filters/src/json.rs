@@ -37,9 +37,12 @@ impl<'a> Text<'a> {
 
     /// The bytes meant, escapes resolved.
     pub fn name(&self) -> Cow<'a, [u8]> {
-        match self.decode() {
-            Some(Cow::Owned(text)) => Cow::Owned(text.into_bytes()),
-            _ => Cow::Borrowed(self.raw),
+        if !self.escaped {
+            return Cow::Borrowed(self.raw);
+        }
+        match unescape(self.raw) {
+            Some(text) => Cow::Owned(text.into_bytes()),
+            None => Cow::Borrowed(self.raw),
         }
     }
 
@@ -144,6 +147,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Steps over white space and tells where the next token begins.
+    #[inline]
     pub fn start(&mut self) -> usize {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.at += 1;
@@ -204,22 +208,26 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
+    #[inline]
     fn next(&mut self) -> Result<u8, Malformed> {
         let byte = self.peek().ok_or(Malformed)?;
         self.at += 1;
         Ok(byte)
     }
 
+    #[inline]
     fn eat(&mut self, byte: u8) -> bool {
         let here = self.peek() == Some(byte);
         self.at += usize::from(here);
         here
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8) -> Result<(), Malformed> {
         if self.eat(byte) {
             Ok(())
@@ -383,7 +391,8 @@ impl<'a> Cursor<'a> {
         self.expect(b'"')?;
         let mut escaped = false;
         loop {
-            self.at += stop(&self.bytes[self.at..]).ok_or(Malformed)?;
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            self.at += stop(rest).ok_or(Malformed)?;
             match self.next()? {
                 b'"' => break,
                 b'\\' => {

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType};
 use tollgate_filters::reply::{ErrorReply, errors};
-use tollgate_filters::verdict::{Effect, Verdict};
+use tollgate_filters::verdict::Effect;
 
 use super::attempt::Attempt;
 use super::context::{AccountEffect, Context};
@@ -196,8 +196,8 @@ impl EndedAttempt {
         EndedAttempt {
             account: attempt.account.clone(),
             pool: attempt.pool.clone(),
-            started: attempt.started,
             began: attempt.began,
+            started: attempt.started,
         }
     }
 }
@@ -206,9 +206,6 @@ impl EndedAttempt {
 /// account is set by the next hook that can wait.
 pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure, reason: &str) {
     count_attempt(ctx, ended, reason, failure.status);
-    if !failure.is_transport {
-        connected(ctx, ended);
-    }
     ended
         .pool
         .report(ended.account.id, Outcome::Failed, Utc::now());
@@ -220,6 +217,11 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
         "status" = failure.status.unwrap_or(0);
         "account failed"
     );
+    if !failure.is_transport {
+        // Whatever it answered, the way there works.
+        let health = ctx.rooms.scheduler.health();
+        health.succeeded(ended.account.id, ended.began);
+    }
     if let Some(asked) = &ctx.asked {
         ctx.tries.effects.push(AccountEffect {
             account: ended.account.clone(),
@@ -230,12 +232,6 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
         });
     }
     ctx.tries.last = Some((ended.account.clone(), failure));
-}
-
-/// The account has answered, whatever it was: its connections work.
-fn connected(ctx: &Context, ended: &EndedAttempt) {
-    let health = ctx.rooms.scheduler.health();
-    health.succeeded(ended.account.id, ended.began);
 }
 
 /// An attempt whose answer the client has got may still say something about its account: a final
@@ -251,15 +247,12 @@ pub fn judge_answered(ctx: &mut Context) {
         };
         ctx.tries.note(&attempt);
         let reason = failure.reading.verdict.label();
-        // The client's own fault, or a status that the operator says means nothing.
-        let harmless = matches!(
-            failure.reading.verdict,
-            Verdict::ClientFault | Verdict::Unlisted
-        );
         let ended = EndedAttempt::of(&attempt);
-        if harmless && failure.reading.effect == Effect::None {
+        // The client's own mistake, or a status that means nothing: the account has done its work.
+        if failure.reading.effect == Effect::None && !failure.reading.verdict.fails_over() {
+            let health = ctx.rooms.scheduler.health();
+            health.succeeded(ended.account.id, ended.began);
             count_attempt(ctx, &ended, reason, failure.status);
-            connected(ctx, &ended);
             ctx.tries.last = Some((ended.account, failure));
         } else {
             account_failed(ctx, &ended, failure, reason);
@@ -270,19 +263,23 @@ pub fn judge_answered(ctx: &mut Context) {
         let exchange = exchange.lock();
         (exchange.answer.first_token_at, exchange.answer.complete)
     };
-    if let Some(attempt) = &ctx.attempt
-        && complete
-    {
-        let first_token = first_token.map(|at| at.saturating_duration_since(attempt.started));
-        let id = attempt.account.id;
-        attempt
-            .pool
-            .report(id, Outcome::Served { first_token }, Utc::now());
-        ctx.rooms.scheduler.health().succeeded(id, attempt.began);
-        ctx.tries.served = Some(id);
-        ctx.tries.served_since = attempt.began;
+    let Some(attempt) = &ctx.attempt else { return };
+    let id = attempt.account.id;
+    if !complete {
+        ctx.rooms.scheduler.health().said_nothing(id);
+        return;
     }
+    let first_token = first_token.map(|at| at.saturating_duration_since(attempt.started));
+    attempt
+        .pool
+        .report(id, Outcome::Served { first_token }, Utc::now());
+    ctx.rooms.scheduler.health().succeeded(id, attempt.began);
+    ctx.tries.served = Some(id);
+    ctx.tries.served_since = attempt.began;
 }
+
+/// The result of an attempt whose answer the client got.
+pub const ANSWERED: &str = "answered";
 
 /// Counts an ended attempt, and puts it on the request's trail.
 pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, status: Option<u16>) {
@@ -291,6 +288,10 @@ pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, stat
         .attempts
         .with_label_values(&[ended.account.platform.as_str(), result])
         .inc();
+    // A request that is served at once has no trail worth the memory.
+    if result == ANSWERED && ctx.tries.trail.is_empty() {
+        return;
+    }
     ctx.tries.trail.push(AttemptTrace {
         account: ended.account.name.clone(),
         result: result.to_owned(),

@@ -15,6 +15,7 @@ use super::attempt::Attempt;
 use super::choice::choose_account;
 use super::conditions::set;
 use super::context::Context;
+use super::egress::UNRESOLVED;
 use super::exchange::{Failure, Judged};
 use super::failover::{EndedAttempt, account_failed, exhausted, retry_pause};
 use super::wait::wait_for;
@@ -61,7 +62,11 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             continue;
         };
         let limit = ctx.config.gateway.connect_timeout;
-        let resolved = tokio::time::timeout(limit, ctx.rooms.resolver.resolve(target)).await;
+        let resolved = match snapshot.egress(choice.account.id) {
+            // Its name goes to the proxy as it is.
+            Some(_) => Ok(Ok(UNRESOLVED)),
+            None => tokio::time::timeout(limit, ctx.rooms.resolver.resolve(target)).await,
+        };
         let address = match resolved {
             Ok(Ok(address)) => address,
             failed => {
@@ -100,7 +105,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
                 account: account.clone(),
             },
             started,
-            began: ended.began,
+            began: Utc::now(),
             reused: false,
             sent: false,
             account,

@@ -195,9 +195,10 @@ impl Relay {
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    // ASCII, or `to_str` refuses it.
     let value = headers.get(name)?.to_str().ok()?;
     // Recorded and logged: bounded.
-    Some(value.chars().take(128).collect())
+    Some(value[..value.len().min(128)].to_owned())
 }
 
 /// The headers by which a provider says what is left of a limit.

@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 
 use super::NoAccount;
 use super::conditions::{Held, Standing};
-use super::health::Circuit;
+use super::health::{Circuit, Moment};
 use super::rank::{Contender, Ranked, Seed, Xorshift, load_rate, rank};
 use super::roster::{Member, Pool};
 use crate::config::SchedulingWeights;
@@ -198,17 +198,21 @@ impl Stage<'_> {
         weights: &SchedulingWeights,
         request: &Request<'_>,
     ) -> Ranked {
-        let contenders = self.members.iter().enumerate().map(|(index, member)| {
-            let load = loads.get(index).copied().unwrap_or_default();
+        let moment = Moment::of(request.now);
+        let mut loads = loads.iter();
+        let contender = |member: &&Member| {
+            let load = loads.next().copied().unwrap_or_default();
+            let reading = member.vitals.read(moment);
             Contender {
                 id: member.id(),
                 load: load_rate(load, member.capacity()),
                 waiting: load.waiting,
-                errors: member.vitals.error_rate(request.now),
-                first_token_ms: member.vitals.first_token_ms(request.now),
-                behind: request.binds && !member.vitals.keeps_sessions(request.now),
+                errors: reading.errors,
+                first_token_ms: reading.first_token_ms,
+                behind: request.binds && !reading.keeps_sessions,
             }
-        });
+        };
+        let contenders = self.members.iter().map(contender).collect();
         rank(contenders, weights, request.top_k, request.seed)
     }
 }

@@ -5,7 +5,7 @@
 //! fades, or an account that did badly once and has been passed over since would be passed over for
 //! ever: the failures halve every two minutes, the first-token time is forgotten after ten.
 //!
-//! **Sessions** are kept by an account ([`Vitals`]' `keeps_sessions`) unless it is slow or failing: three
+//! **Sessions** are kept by an account ([`Reading::keeps_sessions`]) unless it is slow or failing: three
 //! answers in a row whose first token took more than 3 s *and* more than three times what other
 //! accounts of the pool take on average; or failures averaging above one half, which is four in a row
 //! after a good time. It keeps them again after one answer in time, or when it has not been bad for
@@ -79,9 +79,27 @@ impl Stamped {
     }
 }
 
-/// The second of a time; 0 is kept for "never".
-fn second(now: DateTime<Utc>) -> u32 {
-    u32::try_from(now.timestamp()).unwrap_or(u32::MAX).max(1)
+/// A second, as averages are stamped with; worked out once for many accounts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moment(u32);
+
+impl Moment {
+    /// The second of a time.
+    pub fn of(now: DateTime<Utc>) -> Moment {
+        // 0 is kept for "never".
+        Moment(u32::try_from(now.timestamp()).unwrap_or(u32::MAX).max(1))
+    }
+}
+
+/// How an account does.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Reading {
+    /// Average of failures, 0 to 1.
+    pub errors: f64,
+    /// Average time to the first token; `None` = not known.
+    pub first_token_ms: Option<f64>,
+    /// Whether conversations stay with it.
+    pub keeps_sessions: bool,
 }
 
 /// The health of one account.
@@ -98,7 +116,7 @@ pub struct Vitals {
 
 impl Vitals {
     pub(super) fn report(&self, outcome: Outcome, usual_ms: Option<f64>, now: DateTime<Utc>) {
-        let second = second(now);
+        let Moment(second) = Moment::of(now);
         let failed = outcome == Outcome::Failed;
         self.errors.update(second, |bits, at| {
             let sample = if failed { 1.0 } else { 0.0 };
@@ -130,27 +148,27 @@ impl Vitals {
         }
     }
 
-    /// Average of failures, 0 to 1.
-    pub fn error_rate(&self, now: DateTime<Utc>) -> f64 {
-        let (bits, at) = self.errors.get();
-        if bits == 0 {
-            return 0.0;
+    /// What the averages say at a moment.
+    pub fn read(&self, at: Moment) -> Reading {
+        let (bits, errors_at) = self.errors.get();
+        let errors = match bits {
+            0 => 0.0,
+            _ => f64::from(faded(f32::from_bits(bits), errors_at, at.0)),
+        };
+        let (slow, slow_at) = self.slow.get();
+        let is_slow = slow >= SLOW_IN_A_ROW && at.0.saturating_sub(slow_at) <= SLOW_FORGOTTEN_S;
+        Reading {
+            errors,
+            first_token_ms: self.first_token_ms(at),
+            keeps_sessions: !is_slow && errors <= FAILING_ABOVE,
         }
-        f64::from(faded(f32::from_bits(bits), at, second(now)))
     }
 
     /// Average time to the first token; `None` = not known.
-    pub fn first_token_ms(&self, now: DateTime<Utc>) -> Option<f64> {
-        let (bits, at) = self.first_token_ms.get();
-        let known = at != 0 && second(now).saturating_sub(at) <= FIRST_TOKEN_KEPT_S;
+    fn first_token_ms(&self, at: Moment) -> Option<f64> {
+        let (bits, sampled_at) = self.first_token_ms.get();
+        let known = sampled_at != 0 && at.0.saturating_sub(sampled_at) <= FIRST_TOKEN_KEPT_S;
         known.then(|| f64::from(f32::from_bits(bits)))
-    }
-
-    /// Whether conversations stay with the account.
-    pub fn keeps_sessions(&self, now: DateTime<Utc>) -> bool {
-        let (slow, at) = self.slow.get();
-        let is_slow = slow >= SLOW_IN_A_ROW && second(now).saturating_sub(at) <= SLOW_FORGOTTEN_S;
-        !is_slow && self.error_rate(now) <= FAILING_ABOVE
     }
 
     /// How its connections are.
@@ -275,7 +293,7 @@ mod tests {
     #[test]
     fn failures_move_the_average_by_a_fifth_and_fade() {
         let vitals = Vitals::default();
-        assert_eq!(vitals.error_rate(at(0)), 0.0);
+        assert_eq!(vitals.read(Moment::of(at(0))).errors, 0.0);
         let nothing = Outcome::Served { first_token: None };
         for (outcome, expected) in [
             (Outcome::Failed, 0.2),
@@ -284,16 +302,19 @@ mod tests {
             (Outcome::Failed, 0.3024),
         ] {
             vitals.report(outcome, None, at(0));
-            let got = vitals.error_rate(at(0));
+            let got = vitals.read(Moment::of(at(0))).errors;
             assert!(near(got, expected), "{got} {expected}");
         }
         for (second, expected) in [(-5, 0.3024), (120, 0.1512), (240, 0.0756), (1_000_000, 0.0)] {
-            let got = vitals.error_rate(at(second));
+            let got = vitals.read(Moment::of(at(second))).errors;
             assert!(near(got, expected), "{got} {expected} at {second} s");
         }
         vitals.report(Outcome::Failed, None, at(120));
-        assert!(near(vitals.error_rate(at(120)), 0.1512 * 0.8 + 0.2));
-        assert_eq!(vitals.first_token_ms(at(0)), None);
+        assert!(near(
+            vitals.read(Moment::of(at(120))).errors,
+            0.1512 * 0.8 + 0.2
+        ));
+        assert_eq!(vitals.read(Moment::of(at(0))).first_token_ms, None);
     }
 
     #[test]
@@ -302,14 +323,14 @@ mod tests {
         let keeps: Vec<bool> = (0..5)
             .map(|_| {
                 vitals.report(Outcome::Failed, None, at(0));
-                vitals.keeps_sessions(at(0))
+                vitals.read(Moment::of(at(0))).keeps_sessions
             })
             .collect();
         assert_eq!(keeps, [true, true, true, false, false]);
         vitals.report(served(1), None, at(0));
-        assert!(!vitals.keeps_sessions(at(0)));
+        assert!(!vitals.read(Moment::of(at(0))).keeps_sessions);
         vitals.report(served(1), None, at(0));
-        assert!(vitals.keeps_sessions(at(0)));
+        assert!(vitals.read(Moment::of(at(0))).keeps_sessions);
     }
 
     #[test]
@@ -323,11 +344,11 @@ mod tests {
             (100, 1_201, 100.0),
         ] {
             vitals.report(served(ms), None, at(second));
-            let got = vitals.first_token_ms(at(second)).unwrap();
+            let got = vitals.read(Moment::of(at(second))).first_token_ms.unwrap();
             assert!(near(got, expected), "{got} {expected}");
         }
-        assert!(vitals.first_token_ms(at(1_801)).is_some());
-        assert!(vitals.first_token_ms(at(1_802)).is_none());
+        assert!(vitals.read(Moment::of(at(1_801))).first_token_ms.is_some());
+        assert!(vitals.read(Moment::of(at(1_802))).first_token_ms.is_none());
     }
 
     #[test]
@@ -339,6 +360,6 @@ mod tests {
                     .spawn(|| (0..1_000).for_each(|_| vitals.report(Outcome::Failed, None, at(0))));
             }
         });
-        assert!(near(vitals.error_rate(at(0)), 1.0));
+        assert!(near(vitals.read(Moment::of(at(0))).errors, 1.0));
     }
 }

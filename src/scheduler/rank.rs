@@ -166,26 +166,42 @@ impl Field {
     }
 }
 
-/// A contender with its place before the draw.
+/// A contender's place in an order: the least first, equals by what breaks ties.
 #[derive(Clone, Copy, Debug)]
-struct Scored {
-    behind: bool,
-    score: f64,
-    load: f64,
-    waiting: u32,
-    id: AccountId,
+struct Placed {
+    key: u64,
     index: u32,
 }
 
-impl Scored {
-    /// Better first.
-    fn compare(&self, other: &Scored) -> Ordering {
-        self.behind
-            .cmp(&other.behind)
-            .then(other.score.total_cmp(&self.score))
-            .then(self.load.total_cmp(&other.load))
-            .then(self.waiting.cmp(&other.waiting))
-            .then(self.id.cmp(&other.id))
+/// Set in the key of a contender that is behind.
+const BEHIND: u64 = 1 << 63;
+
+impl Placed {
+    /// By score, the highest first.
+    fn by_score(score: f64, behind: bool, index: u32) -> Placed {
+        // Of numbers that are not negative the bits are in the order of the numbers.
+        let key = !score.max(0.0).to_bits() & !BEHIND;
+        Placed {
+            key: if behind { key | BEHIND } else { key },
+            index,
+        }
+    }
+
+    fn score(self) -> f64 {
+        f64::from_bits(!self.key & !BEHIND)
+    }
+
+    fn compare(&self, other: &Placed, contenders: &[Contender]) -> Ordering {
+        self.key.cmp(&other.key).then_with(|| {
+            let (a, b) = (
+                &contenders[self.index as usize],
+                &contenders[other.index as usize],
+            );
+            a.load
+                .total_cmp(&b.load)
+                .then(a.waiting.cmp(&b.waiting))
+                .then(a.id.cmp(&b.id))
+        })
     }
 }
 
@@ -193,7 +209,8 @@ impl Scored {
 #[derive(Clone, Debug)]
 pub struct Ranked {
     first: Vec<u32>,
-    rest: Vec<Scored>,
+    rest: Vec<Placed>,
+    contenders: Vec<Contender>,
     /// Population standard deviation of the load rates.
     pub skew: f64,
 }
@@ -208,8 +225,8 @@ impl Ranked {
     /// All the others, by score. Sorted here, when they are needed.
     pub fn rest(&self) -> Vec<u32> {
         let mut rest = self.rest.clone();
-        rest.sort_unstable_by(Scored::compare);
-        rest.into_iter().map(|scored| scored.index).collect()
+        rest.sort_unstable_by(|a, b| a.compare(b, &self.contenders));
+        rest.into_iter().map(|placed| placed.index).collect()
     }
 
     /// Everybody.
@@ -227,39 +244,33 @@ impl Ranked {
 
 /// Orders accounts of one tier.
 pub fn rank(
-    contenders: impl Iterator<Item = Contender>,
+    contenders: Vec<Contender>,
     weights: &SchedulingWeights,
     top_k: usize,
     seed: Seed,
 ) -> Ranked {
-    let contenders: Vec<Contender> = contenders.collect();
     let field = Field::of(&contenders);
-    let mut scored: Vec<Scored> = contenders
-        .iter()
-        .zip(0..)
-        .map(|(contender, index)| Scored {
-            behind: contender.behind,
-            score: field.score(contender, weights),
-            load: contender.load,
-            waiting: contender.waiting,
-            id: contender.id,
-            index,
-        })
-        .collect();
-    let before = match scored.iter().filter(|s| !s.behind).count() {
-        0 => scored.len(),
-        some => some,
-    };
+    let mut placed: Vec<Placed> = Vec::with_capacity(contenders.len());
+    let mut before = 0;
+    for (contender, index) in contenders.iter().zip(0..) {
+        before += usize::from(!contender.behind);
+        let score = field.score(contender, weights);
+        placed.push(Placed::by_score(score, contender.behind, index));
+    }
+    if before == 0 {
+        before = contenders.len();
+    }
     let top_k = top_k.max(1).min(before);
-    let rest = if top_k < scored.len() {
-        scored.select_nth_unstable_by(top_k - 1, Scored::compare);
-        scored.split_off(top_k)
-    } else {
-        Vec::new()
-    };
+    if top_k < placed.len() {
+        let compare = |a: &Placed, b: &Placed| a.compare(b, &contenders);
+        placed.select_nth_unstable_by(top_k - 1, compare);
+    }
+    let first = draw(&mut placed[..top_k], &contenders, seed);
+    placed.drain(..top_k);
     Ranked {
-        first: draw(&scored, seed),
-        rest,
+        first,
+        rest: placed,
+        contenders,
         skew: field.skew,
     }
 }
@@ -267,24 +278,21 @@ pub fn rank(
 /// Weighted sampling without replacement: the same law as drawing one after the other with chances in
 /// proportion to the weights, but each account's number depends on nobody else (Efraimidis and
 /// Spirakis: order by uᵂ⁻¹, here by −ln(u)/w, least first).
-fn draw(best: &[Scored], seed: Seed) -> Vec<u32> {
-    let worst = best.iter().map(|s| s.score).fold(f64::INFINITY, f64::min);
-    let mut keyed: Vec<(f64, AccountId, u32)> = best
+fn draw(best: &mut [Placed], contenders: &[Contender], seed: Seed) -> Vec<u32> {
+    let worst = best
         .iter()
-        .map(|scored| {
-            let weight = scored.score - worst + 1.0;
-            let weight = if weight.is_finite() && weight > 0.0 {
-                weight
-            } else {
-                1.0
-            };
-            let own = (scored.id.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let mut rng = Xorshift::new(Seed(seed.0 ^ own));
-            (-rng.unit().ln() / weight, scored.id, scored.index)
-        })
-        .collect();
-    keyed.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    keyed.into_iter().map(|(.., index)| index).collect()
+        .map(|placed| placed.score())
+        .fold(f64::INFINITY, f64::min);
+    for placed in &mut *best {
+        let weight = placed.score() - worst + 1.0;
+        let weight = if weight.is_finite() { weight } else { 1.0 };
+        let id = contenders[placed.index as usize].id.0 as u64;
+        let own = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let number = Xorshift::new(Seed(seed.0 ^ own)).unit();
+        placed.key = (-number.ln() / weight).max(0.0).to_bits();
+    }
+    best.sort_unstable_by(|a, b| a.compare(b, contenders));
+    best.iter().map(|placed| placed.index).collect()
 }
 
 #[cfg(test)]
@@ -321,7 +329,7 @@ mod tests {
     }
 
     fn order(contenders: &[Contender], top_k: usize, seed: u64) -> Vec<u32> {
-        rank(contenders.iter().copied(), &WEIGHTS, top_k, Seed(seed)).order()
+        rank(contenders.to_vec(), &WEIGHTS, top_k, Seed(seed)).order()
     }
 
     #[test]
@@ -347,7 +355,7 @@ mod tests {
             (scores[0] - 3.0).abs() < 1e-9 && (scores[1] - 1.14).abs() < 1e-9,
             "{scores:?}"
         );
-        assert_eq!(rank(two.into_iter(), &WEIGHTS, 7, Seed(1)).skew, 25.0);
+        assert_eq!(rank(two.to_vec(), &WEIGHTS, 7, Seed(1)).skew, 25.0);
         // Weights 2.86 and 1: the first comes first in 74.09 % (79.42 % with the part of priority).
         let firsts = (0..100_000)
             .filter(|seed| order(&two, 7, *seed)[0] == 0)
@@ -417,7 +425,7 @@ mod tests {
             // As requests of conversations are seeded.
             let key = number.to_be_bytes();
             let seed = Seed::of(Some(&key), None, "gpt-5", GroupId(1), 0);
-            let ranked = rank(three.iter().copied(), &weights, 3, seed);
+            let ranked = rank(three.clone(), &weights, 3, seed);
             *seen.entry(ranked.order()).or_insert(0_u32) += 1;
         }
         for (order, expected) in [
@@ -453,7 +461,7 @@ mod tests {
             contender(2, 1.0, 1, 0.5, None),
             contender(1, 0.0, 0, 0.0, None),
         ];
-        let ranked = rank(contenders.into_iter(), &weights, 1, Seed(7));
+        let ranked = rank(contenders.to_vec(), &weights, 1, Seed(7));
         assert_eq!(ranked.order(), [5, 4, 3, 2, 1, 0]);
         assert_eq!((ranked.top_k(), ranked.first()), (1, &[5][..]));
         assert!(order(&[], 7, 1).is_empty());

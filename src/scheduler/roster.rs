@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use chrono::{DateTime, Utc};
 
 use super::conditions::Held;
-use super::health::{Health, Outcome, Vitals};
+use super::health::{Health, Moment, Outcome, Vitals};
 use super::need::{Need, serves};
 use crate::domain::mapping::Prefixes;
 use crate::domain::{Account, AccountId, Conditions, Platform};
@@ -20,6 +20,9 @@ use crate::state::{Slot, Want};
 pub struct Member {
     /// The account.
     pub account: Arc<Account>,
+    // What every look at a member needs stands here and not behind `account`: a cache miss less.
+    id: AccountId,
+    capacity: u32,
     pub(super) expires_at: Option<DateTime<Utc>>,
     pub(super) vitals: Arc<Vitals>,
 }
@@ -29,26 +32,36 @@ pub struct Member {
 const CAPACITY_OF_UNLIMITED: u32 = 1_000;
 
 impl Member {
+    fn new(account: &Arc<Account>, vitals: Arc<Vitals>) -> Member {
+        Member {
+            account: account.clone(),
+            id: account.id,
+            capacity: match (account.load_factor, account.concurrency) {
+                (Some(factor), _) if factor > 0 => factor,
+                (_, 0) => CAPACITY_OF_UNLIMITED,
+                (_, concurrency) => concurrency,
+            },
+            expires_at: account.expires_at,
+            vitals,
+        }
+    }
+
     /// Its id.
     pub fn id(&self) -> AccountId {
-        self.account.id
+        self.id
     }
 
     /// The slot a request needs there.
     pub fn want(&self) -> Want {
         Want {
-            slot: Slot::Account(self.account.id),
+            slot: Slot::Account(self.id),
             limit: self.account.concurrency,
         }
     }
 
     /// What its load is measured against: `load_factor`, else its concurrency.
     pub fn capacity(&self) -> u32 {
-        match (self.account.load_factor, self.account.concurrency) {
-            (Some(factor), _) if factor > 0 => factor,
-            (_, 0) => CAPACITY_OF_UNLIMITED,
-            (_, concurrency) => concurrency,
-        }
+        self.capacity
     }
 }
 
@@ -91,11 +104,7 @@ impl Roster {
         let members: Box<[Member]> = accounts
             .into_iter()
             .zip(vitals)
-            .map(|(account, vitals)| Member {
-                account: account.clone(),
-                expires_at: account.expires_at,
-                vitals,
-            })
+            .map(|(account, vitals)| Member::new(account, vitals))
             .collect();
         let mut by_id: Box<[_]> = members.iter().zip(0..).map(|(m, i)| (m.id(), i)).collect();
         by_id.sort_unstable();
@@ -248,6 +257,7 @@ impl Pool {
     /// are many.
     fn usual_first_token_ms(&self, except: AccountId, now: DateTime<Utc>) -> Option<f64> {
         const ASKED: usize = 16;
+        let moment = Moment::of(now);
         let members = &self.takers.members;
         let step = members.len().div_ceil(ASKED).max(1);
         let mut sum = 0.0;
@@ -255,7 +265,7 @@ impl Pool {
         for index in members.iter().step_by(step) {
             let member = self.at(*index as usize);
             if member.id() != except
-                && let Some(ms) = member.vitals.first_token_ms(now)
+                && let Some(ms) = member.vitals.read(moment).first_token_ms
             {
                 sum += ms;
                 count += 1.0;

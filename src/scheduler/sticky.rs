@@ -11,6 +11,7 @@
 //! | is slow or failing ([`super::health`]) | parted |
 
 use super::candidates::{Candidates, Fit, Unfit};
+use super::health::Moment;
 use super::roster::Member;
 use crate::domain::AccountId;
 use crate::state::Load;
@@ -35,7 +36,8 @@ pub fn sticky<'p>(candidates: &Candidates<'p>, bound: AccountId) -> Sticky<'p> {
     let Some(member) = candidates.pool().member(bound) else {
         return Sticky::Unbind;
     };
-    let keeps = || member.vitals.keeps_sessions(candidates.request().now);
+    let moment = Moment::of(candidates.request().now);
+    let keeps = || member.vitals.read(moment).keeps_sessions;
     match candidates.fit_of(bound) {
         Fit::No(Unfit::Unknown | Unfit::Expired | Unfit::Out { .. }) => Sticky::Unbind,
         Fit::No(Unfit::Excluded | Unfit::Mismatch) => Sticky::SpillKeeping,

@@ -12,6 +12,7 @@ mod call;
 mod cells;
 mod conditions;
 mod disconnects;
+mod egress;
 mod failover;
 mod framing;
 mod harness;
