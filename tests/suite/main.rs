@@ -20,5 +20,6 @@ mod operate;
 mod refusals;
 mod smoke;
 mod streaming;
+mod stress;
 mod uploads;
 mod waiting;
