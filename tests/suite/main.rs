@@ -22,5 +22,6 @@ mod operate;
 mod refusals;
 mod smoke;
 mod streaming;
+mod stress;
 mod uploads;
 mod waiting;
