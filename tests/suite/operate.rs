@@ -528,8 +528,8 @@ async fn usage_in_totals_and_records() {
         "outcome", "input_tokens", "output_tokens", "cache_creation_tokens",
         "cache_creation_5m_tokens", "cache_creation_1h_tokens", "cache_read_tokens",
         "image_output_tokens", "image_count", "cost", "charge", "rate_multiplier", "billing_type",
-        "service_tier", "reasoning_effort", "attempts", "account_switches", "attempt_trail", "duration_ms",
-        "first_token_ms", "usage_source", "client_disconnected", "ip", "user_agent",
+        "service_tier", "reasoning_effort", "attempts", "account_switches", "attempt_trail",
+        "duration_ms", "first_token_ms", "usage_source", "client_disconnected", "ip", "user_agent",
     ];
     let lines = gateway.run(&["usage", "records", "--json"]);
     for line in lines.lines() {
