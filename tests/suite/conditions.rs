@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use tollgate::domain::{Condition, Conditions, Secret};
+use tollgate::domain::{Condition, ConditionKind, Conditions, Secret};
 use tollgate::storage::{ConditionChanges, Store};
 use tollgate_test_support::answer::Reply;
 use tollgate_test_support::{
@@ -436,10 +436,12 @@ async fn what_each_answer_means_for_its_account() {
     let upstream = FakeUpstream::start().await;
     let rows = rows();
     let gateway = setup(&upstream, &rows).start().await;
+    let mut ids = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         upstream.push_for(&format!("sk-{}", bad(index)), row.answer.clone());
         let stream = row.status().is_none();
         let reply = ask_row(&gateway, index, MODEL, stream).await;
+        ids.push(reply.header("x-request-id").unwrap().to_owned());
         let accounts = asked(&upstream);
         match row.client {
             Client::Served => {
@@ -501,8 +503,28 @@ async fn what_each_answer_means_for_its_account() {
             }
         }
     }
+    // The log.
+    let log = logged_of(&gateway, &ids).await;
+    for (index, row) in rows.iter().enumerate() {
+        let mut lines = log.lines().filter(|line| line.contains("tollgate::access"));
+        let line = lines.find(|line| line.contains(&ids[index])).unwrap();
+        let failed = format!(
+            "{}:{}/{}/",
+            bad(index),
+            row.result,
+            row.status().unwrap_or(0)
+        );
+        let answered = format!(" good{index}:answered/200/");
+        let has_trail = matches!(row.client, Client::Served);
+        assert_eq!(line.contains("trail="), has_trail, "{line}");
+        assert_eq!(line.contains(&failed), has_trail, "{failed}: {line}");
+        assert_eq!(line.contains(&answered), has_trail, "{answered}: {line}");
+    }
     // The numbers.
     let mut numbers: BTreeMap<String, f64> = BTreeMap::new();
+    for kind in ConditionKind::ALL {
+        numbers.insert(conditions_of(kind.as_str()), 0.0);
+    }
     let mut count = |name: String| *numbers.entry(name).or_default() += 1.0;
     for row in &rows {
         count(format!(
@@ -510,10 +532,7 @@ async fn what_each_answer_means_for_its_account() {
             row.result
         ));
         if let Some(leaves) = &row.leaves {
-            count(format!(
-                "account_conditions_total{{kind=\"{}\",platform=\"openai\"}}",
-                leaves.kind
-            ));
+            count(conditions_of(leaves.kind));
         }
         if matches!(row.client, Client::Served) {
             count(format!(
@@ -530,6 +549,27 @@ async fn what_each_answer_means_for_its_account() {
     // A key is never shown, however it is repeated.
     assert!(!gateway.logged().contains("secret1234"));
     assert!(!json!(accounts(&gateway)).to_string().contains("secret1234"));
+}
+
+/// The metric of conditions of a kind.
+fn conditions_of(kind: &str) -> String {
+    format!("account_conditions_total{{kind=\"{kind}\",platform=\"openai\"}}")
+}
+
+/// The log, with the lines of these requests in it: it is written a moment later.
+async fn logged_of(gateway: &Gateway, ids: &[String]) -> String {
+    let mut log = String::new();
+    let is_there = |log: &str, id: &String| {
+        let mut lines = log.lines().filter(|line| line.contains("tollgate::access"));
+        lines.any(|line| line.contains(id))
+    };
+    gateway
+        .wait("the access log", || {
+            log = gateway.logged();
+            ids.iter().all(|id| is_there(&log, id))
+        })
+        .await;
+    log
 }
 
 /// What stays long enough to be looked at again and again.
@@ -965,7 +1005,13 @@ async fn a_pool_is_tried_again_then_left() {
         assert_eq!(shown["status"], "active", "{name}");
         assert_eq!(shown["conditions"], json!([]), "{name}");
     }
-    assert!(!gateway.logged().contains("account is out"));
+    for kind in ConditionKind::ALL {
+        assert_eq!(
+            gateway.metric(&conditions_of(kind.as_str())),
+            0.0,
+            "{kind:?}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1130,7 +1176,11 @@ async fn half_open(gateway: &Gateway, upstream: &FakeUpstream) {
         gate.open();
         assert_eq!(call.answer().await.0, 200);
     }
-    assert!(gateway.logged().contains("circuit open, time 1"));
+    gateway
+        .wait("the circuit is open", || {
+            gateway.logged().contains("circuit open, time 1")
+        })
+        .await;
     let is_over = |line: &str| {
         let until = line
             .split("until=")

@@ -20,6 +20,7 @@ mod lifecycle;
 mod metrics;
 mod operate;
 mod refusals;
+mod rules;
 mod smoke;
 mod streaming;
 mod stress;
