@@ -23,7 +23,7 @@ use pingora::tls::{
 };
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
-use tokio::io::{AsyncWriteExt, copy, split};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -46,6 +46,10 @@ const PROXIED: u64 = 1 << 63;
 
 /// How long the end of a tunnel inside TLS is tried to be told to the proxy.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// A proxy that takes nothing for this long has left its tunnel; as with direct connections.
+const STUCK: Duration = Duration::from_secs(60);
+/// Carried at once through a tunnel inside TLS; about what one TLS record holds.
+const PUMP_BUFFER: usize = 16 << 10;
 
 /// Why there is no tunnel. The texts can follow "egress proxy NAME".
 #[derive(Debug, thiserror::Error)]
@@ -180,9 +184,7 @@ impl Route {
         // Pingora's own limit on connecting is not applied to a connector like this.
         let deadline = Instant::now() + self.limit;
         let late = |step| move |_| EgressFailure::TimedOut(step, self.limit);
-        let tcp = timeout_at(deadline, self.tcp())
-            .await
-            .map_err(late("connecting to it"))??;
+        let tcp = self.tcp(deadline).await?;
         let credential = self.proxy.credential.as_ref();
         let handshake = "its answer";
         match self.proxy.scheme {
@@ -221,7 +223,8 @@ impl Route {
         }
     }
 
-    async fn tcp(&self) -> Result<TcpStream, EgressFailure> {
+    async fn tcp(&self, deadline: Instant) -> Result<TcpStream, EgressFailure> {
+        let late = |_| EgressFailure::TimedOut("connecting to it", self.limit);
         let proxy = Target {
             tls: false,
             host: self.proxy.host.clone(),
@@ -229,12 +232,15 @@ impl Route {
             authority: String::new(),
             prefix: String::new(),
         };
-        let address = self.egress.resolver.resolve(&proxy).await?;
+        let resolved = timeout_at(deadline, self.egress.resolver.resolve(&proxy));
+        let address = resolved.await.map_err(late)??;
         let failed = |error| EgressFailure::Connect(address, error);
-        let tcp = TcpStream::connect(address).await.inspect_err(|_| {
+        let connected = timeout_at(deadline, TcpStream::connect(address)).await;
+        if !matches!(connected, Ok(Ok(_))) {
+            // The next try is on another address of the name, also where this one swallows packets.
             self.egress.resolver.connect_failed(&proxy, address.ip());
-        });
-        let tcp = tcp.map_err(failed)?;
+        }
+        let tcp = connected.map_err(late)?.map_err(failed)?;
         // Pingora does the same, but only when the tunnel is there, and not for one inside TLS.
         tcp.set_nodelay(true).map_err(failed)?;
         if let Some(keepalive) = &self.keepalive {
@@ -262,7 +268,7 @@ impl Route {
 async fn relay(tls: ClientTlsStream<TcpStream>, local: UnixStream) {
     let (mut from_proxy, mut to_proxy) = split(tls);
     let (mut from_pingora, mut to_pingora) = local.into_split();
-    let up = copy(&mut from_pingora, &mut to_proxy);
+    let up = pump(&mut from_pingora, &mut to_proxy);
     let down = async {
         let result = copy(&mut from_proxy, &mut to_pingora).await;
         drop(to_pingora);
@@ -277,6 +283,23 @@ async fn relay(tls: ClientTlsStream<TcpStream>, local: UnixStream) {
     }
     // Pingora never closes one direction alone: with it gone the tunnel is over.
     let _ = timeout(FAREWELL, to_proxy.shutdown()).await;
+}
+
+/// Copies until the end. A proxy that takes nothing any more ends it: Pingora, which has given up on it
+/// long since, could not be heard otherwise.
+async fn pump(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; PUMP_BUFFER];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        timeout(STUCK, to.write_all(&buffer[..count])).await??;
+        timeout(STUCK, to.flush()).await??;
+    }
 }
 
 #[cfg(test)]

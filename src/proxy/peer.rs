@@ -58,6 +58,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
         };
         let snapshot = ctx.snapshot.clone();
         let Some(target) = snapshot.target(choice.account.id) else {
+            ctx.rooms.scheduler.health().said_nothing(choice.account.id);
             ctx.tries.excluded.push(choice.account.id);
             continue;
         };
