@@ -18,6 +18,7 @@ mod lifecycle;
 mod metrics;
 mod operate;
 mod refusals;
+mod scheduling;
 mod smoke;
 mod streaming;
 mod stress;
