@@ -22,5 +22,6 @@ mod scheduling;
 mod smoke;
 mod streaming;
 mod stress;
+mod turns;
 mod uploads;
 mod waiting;

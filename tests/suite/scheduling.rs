@@ -213,7 +213,8 @@ async fn who_goes_on_from_a_response_goes_nowhere_else() {
     assert!((1..=60).contains(&retry_after), "{retry_after}");
 
     // Taken out by the operator; then it is there again.
-    gateway.run(&["accounts", "resume", &owner]);
+    let resume = || drop(gateway.run(&["accounts", "resume", &owner]));
+    followed(&gateway, resume).await;
     followed(&gateway, || {
         changed(&gateway, &resources, &owner, "enabled", json!(false))
     })
