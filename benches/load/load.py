@@ -35,7 +35,7 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEY = "tg-load-0123456789abcdef"
-# Its group has two accounts alike, one of which the provider answers with an error.
+# Its group has two accounts; the one that is always chosen first, the provider answers with an error.
 FAILING_KEY = "tg-fail-0123456789abcdef"
 TICK = os.sysconf("SC_CLK_TCK")
 PATH = "/v1/responses"
@@ -151,10 +151,11 @@ class Process:
 class Cell:
     """One kind of load, the same for every target."""
 
-    def __init__(self, name, connections, body_size, deltas=0, streams=False, key=KEY):
+    def __init__(self, name, connections, body_size, deltas=0, streams=False, failing=False):
         self.name, self.connections, self.body_size = name, connections, body_size
-        # `streams`: with our own client, which sees deltas; else wrk.
-        self.deltas, self.streams, self.key = deltas, streams, key
+        # `streams`: with our own client, which sees deltas; else wrk. `failing`: every other request
+        # is with the key whose first account fails.
+        self.deltas, self.streams, self.failing = deltas, streams, failing
         self.model = f"fake-deltas-{deltas}" if deltas else "gpt-5-mini"
 
     def body(self):
@@ -177,7 +178,7 @@ def matrix(quick):
     for name, body in sizes.items():
         for connections in [16] if quick else [1, 16, 64]:
             cells.append(Cell(f"{name} bodies, {connections} connections", connections, body))
-    cells.append(Cell("1 KiB bodies, 16 connections, about half fail over", 16, 1024, key=FAILING_KEY))
+    cells.append(Cell("1 KiB bodies, 16 connections, every other request fails over", 16, 1024, failing=True))
     return cells
 
 
@@ -232,9 +233,9 @@ def start_tollgate(options, upstream, data, models, wrap=()):
         "TOLLGATE_LOGGING__LEVEL": options.log_level,
         "TOLLGATE_SECURITY__SECRET": "the secret of the load comparison",
     }
-    def account(name, group, key):
+    def account(name, group, key, priority=50):
         return {
-            "name": name, "platform": "openai", "groups": [group], "concurrency": 1000,
+            "name": name, "platform": "openai", "groups": [group], "concurrency": 1000, "priority": priority,
             "credentials": {"api_key": key, "base_url": upstream},
         }
 
@@ -244,7 +245,7 @@ def start_tollgate(options, upstream, data, models, wrap=()):
             *(account(f"a{n}", "main", f"sk-load-{n}") for n in range(options.accounts)),
             account("good", "failing", "sk-load-good"),
             # The fake provider answers this one with 500, for which no account cools down.
-            account("bad", "failing", "sk-fake-500"),
+            account("bad", "failing", "sk-fake-500", priority=1),
         ],
         "users": [{"name": "load", "balance": "1000000.00", "concurrency": 0}],
         "api_keys": [
@@ -278,7 +279,8 @@ def children():
 
 
 def run_load(target, options, cell, body, seconds):
-    env = dict(os.environ, LOAD_BODY=str(body), LOAD_KEY=cell.key, LOAD_HEADER=target.header)
+    env = dict(os.environ, LOAD_BODY=str(body), LOAD_KEY=KEY, LOAD_HEADER=target.header,
+               LOAD_OTHER_KEY=FAILING_KEY if cell.failing else "")
     if cell.streams:
         address = urllib.parse.urlparse(target.url).netloc
         command = [options.programs / "examples/stream_load", address, PATH, cell.connections, seconds, cell.deltas]
@@ -310,7 +312,7 @@ def measure(target, options, cell, body, upstream):
         result["peak_mib"] = process.memory("VmHWM")
         if cell.streams:
             result["before_mib"] = before
-        if cell.key == FAILING_KEY and target.admin:
+        if cell.failing and target.admin:
             result["failovers"] = (target.failovers() - failovers) / result["requests"]
     own = children() + upstream.cpu() + (process.cpu() if process else 0) - own
     busy_now, total_now = machine()

@@ -386,9 +386,34 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn string(&mut self) -> Result<Text<'a>, Malformed> {
         let start = self.at;
         self.expect(b'"')?;
+        // Most strings are short and plain: their end is in one of the next few words.
+        let near = self.bytes.get(self.at..).unwrap_or_default();
+        let (words, _) = near.as_chunks::<8>();
+        for (index, word) in words.iter().take(NEAR / 8).enumerate() {
+            let found = special(u64::from_le_bytes(*word));
+            if found != 0 {
+                let end = index * 8 + found.trailing_zeros() as usize / 8;
+                if near.get(end) != Some(&b'"') {
+                    break;
+                }
+                self.at += end + 1;
+                return Ok(Text {
+                    raw: &near[..end],
+                    start,
+                    escaped: false,
+                });
+            }
+        }
+        self.any_string(start)
+    }
+
+    /// A string whose opening quote, at `start`, has been read.
+    #[inline(never)]
+    fn any_string(&mut self, start: usize) -> Result<Text<'a>, Malformed> {
         let mut escaped = false;
         loop {
             let rest = self.bytes.get(self.at..).unwrap_or_default();
