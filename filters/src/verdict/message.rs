@@ -10,8 +10,8 @@ use crate::usage::Failure;
 /// The longest message passed on, in characters.
 const LONGEST: usize = 1000;
 
-/// The longest message kept with an account, in characters.
-const LONGEST_REASON: usize = 300;
+/// The longest reason of an effect, in characters: it is shown in tables, logged and kept.
+pub const LONGEST_REASON: usize = 300;
 
 /// What stands in place of a secret.
 const MASK: &str = "***";
@@ -125,21 +125,22 @@ impl Said {
     /// `what`, with the message behind it if there is one: for the operator.
     pub fn explain(&self, what: &str) -> String {
         let message = self.text.as_deref().filter(|_| self.is_message);
-        match message.map(|text| cut(sanitise(text), LONGEST_REASON)) {
-            Some(message) if !message.is_empty() => format!("{what}: {message}"),
+        match message.map(sanitise) {
+            Some(message) if !message.is_empty() => reason(&format!("{what}: {message}")),
             _ => what.to_owned(),
         }
     }
 }
 
-/// A text of an operator's own, made fit to be a reason.
+/// A text made fit to be a reason.
 pub(super) fn reason(text: &str) -> String {
     cut(sanitise(text), LONGEST_REASON)
 }
 
 fn cut(mut text: String, longest: usize) -> String {
-    if let Some((at, _)) = text.char_indices().nth(longest) {
-        text.truncate(at);
+    if text.chars().nth(longest).is_some() {
+        let last = text.char_indices().nth(longest.saturating_sub(1));
+        text.truncate(last.map_or(0, |(at, _)| at));
         text.push('…');
     }
     text
@@ -362,7 +363,7 @@ mod tests {
         fn any_text_is_survived_and_bounded(text in any::<String>()) {
             prop_assert!(sanitise(&text).chars().count() <= LONGEST + 1);
             let said = Said::by_body(text.as_bytes());
-            prop_assert!(said.explain("").chars().count() <= LONGEST_REASON + 3);
+            prop_assert!(said.explain("").chars().count() <= LONGEST_REASON);
             let _ = upstream_message(text.as_bytes());
         }
 

@@ -7,8 +7,8 @@ use http::HeaderMap;
 use super::message::Said;
 use super::windows::{self, CodexUsage};
 use super::{
-    CredentialKind, Effect, Judge, LimitScope, LimitSource, Shape, Strike, Verdict, retry_after,
-    words,
+    CredentialKind, Effect, Judge, LimitScope, LimitSource, REST_LIMITED, REST_OVERLOADED,
+    REST_UNAUTHORIZED, Shape, Strike, Verdict, retry_after, words,
 };
 
 /// The OpenAI 403 rule (SPEC 15.3): a 403 comes from bot protection and the like as often as from a
@@ -59,7 +59,10 @@ impl Judge<'_> {
             // About the way to the upstream or its moment rather than about the request.
             407 | 408 | 421 | 425 => Row::new(Failed, Effect::Failing),
             404..=499 => Row::new(ClientFault, Effect::None),
-            529 => Row::new(Overloaded, self.overloaded()),
+            529 => {
+                let lasts = REST_OVERLOADED;
+                Row::new(Overloaded, Effect::Overloaded { lasts })
+            }
             status @ 500.. if !answer.in_stream && self.custom_codes().is_some() => {
                 let what = format!("Custom error code {status}");
                 Row::new(Failed, error(&what, answer.said))
@@ -107,11 +110,10 @@ impl Judge<'_> {
         match self.credential {
             CredentialKind::ApiKey => error("Authentication failed (401)", said),
             CredentialKind::OAuth => {
-                let lasts = self.cooldowns.unauthorized;
                 let reason = said.explain("Token refused (401)");
-                match lasts.is_zero() {
-                    true => Effect::None,
-                    false => Effect::TempUnschedulable { lasts, reason },
+                Effect::TempUnschedulable {
+                    lasts: REST_UNAUTHORIZED,
+                    reason,
                 }
             }
         }
@@ -130,14 +132,6 @@ impl Judge<'_> {
         }
     }
 
-    fn overloaded(&self) -> Effect {
-        let lasts = self.cooldowns.overloaded;
-        match lasts.is_zero() {
-            true => Effect::None,
-            false => Effect::Overloaded { lasts },
-        }
-    }
-
     /// SPEC 7.8, Change 11.
     fn limited(&self, answer: &Answer<'_>) -> Row {
         let known = match self.shape {
@@ -149,7 +143,7 @@ impl Judge<'_> {
         };
         let retry_after = known.map(|(lasts, _)| lasts);
         let lasts = known.or(match self.shape {
-            Shape::OpenAi => Some((self.cooldowns.limited, LimitSource::Setting)),
+            Shape::OpenAi => Some((REST_LIMITED, LimitSource::Setting)),
             // Without any information Anthropic's 429 is no real limit.
             Shape::Anthropic => None,
         });
