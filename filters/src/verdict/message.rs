@@ -56,8 +56,8 @@ pub(super) struct Said {
     pub detail: Option<String>,
     /// Its codes and types, as written.
     names: Vec<String>,
-    /// Whether `text` is a message rather than just any text.
-    is_message: bool,
+    /// Whether it is an error of an API rather than just any text, such as the page of a firewall.
+    pub is_error: bool,
     resets: Resets,
 }
 
@@ -82,11 +82,13 @@ impl Said {
         }
         let string = |pointer: &str| body.pointer(pointer)?.as_str().map(str::to_owned);
         let names = ["/error/code", "/error/type", "/detail/code"];
+        let text = extract(&body);
+        let names: Vec<String> = names.into_iter().filter_map(string).collect();
         Said {
-            text: extract(&body),
+            is_error: text.is_some() || !names.is_empty(),
+            text,
             detail: string("/detail"),
-            names: names.into_iter().filter_map(string).collect(),
-            is_message: true,
+            names,
             resets: body.get("error").map(Resets::of).unwrap_or_default(),
         }
     }
@@ -100,7 +102,7 @@ impl Said {
                 .flatten()
                 .cloned()
                 .collect(),
-            is_message: true,
+            is_error: true,
             resets: Resets::default(),
         }
     }
@@ -124,7 +126,7 @@ impl Said {
 
     /// `what`, with the message behind it if there is one: for the operator.
     pub fn explain(&self, what: &str) -> String {
-        let message = self.text.as_deref().filter(|_| self.is_message);
+        let message = self.text.as_deref().filter(|_| self.is_error);
         match message.map(sanitise) {
             Some(message) if !message.is_empty() => reason(&format!("{what}: {message}")),
             _ => what.to_owned(),

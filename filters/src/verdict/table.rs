@@ -121,6 +121,14 @@ impl Judge<'_> {
 
     fn forbidden(&self, said: &Said) -> Effect {
         let what = "Access forbidden (403)";
+        // A name that the client chose must not take account after account out.
+        if said.is_any(&["model_not_found"]) {
+            return Effect::None;
+        }
+        // A firewall before the upstream speaks, perhaps of what is in the request.
+        if !said.is_error {
+            return Effect::Failing;
+        }
         match self.shape {
             Shape::Anthropic => error(what, said),
             Shape::OpenAi => Effect::Strike(Strike {
@@ -134,6 +142,10 @@ impl Judge<'_> {
 
     /// SPEC 7.8, Change 11.
     fn limited(&self, answer: &Answer<'_>) -> Row {
+        if self.is_too_large(answer.said) {
+            // Another account's tier may have room for it.
+            return Row::new(Verdict::Limited { retry_after: None }, Effect::None);
+        }
         let known = match self.shape {
             Shape::OpenAi => openai_limit(answer),
             Shape::Anthropic => {
@@ -156,6 +168,14 @@ impl Judge<'_> {
             _ => Effect::None,
         };
         Row::new(Verdict::Limited { retry_after }, effect)
+    }
+
+    /// Whether the request alone is more than the account's limit: no waiting helps, and the account has
+    /// room for others.
+    fn is_too_large(&self, said: &Said) -> bool {
+        self.shape == Shape::OpenAi
+            && said.is_any(&["rate_limit_exceeded"])
+            && said.begins("request too large for ")
     }
 
     /// The rate limits of OpenAI's API are per model, and the message says so; those of subscriptions
