@@ -13,7 +13,7 @@ use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
 use tollgate_filters::usage::openai::{ResponsesObserver, Seen, Terminal};
 use tollgate_filters::usage::{Failure as Failed, TokenUsage};
-use tollgate_filters::verdict::{self, Cooldowns, CredentialKind, Judge, Reading, Shape, Verdict};
+use tollgate_filters::verdict::{self, CredentialKind, Judge, Reading, Shape, Verdict};
 
 use super::exchange::Failure;
 use super::fold;
@@ -656,7 +656,6 @@ pub fn judge(account: &Account) -> Judge<'_> {
             AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
         },
         policy: &account.error_policy,
-        cooldowns: Cooldowns::default(),
     }
 }
 
