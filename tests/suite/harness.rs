@@ -380,6 +380,17 @@ impl Gateway {
             .await;
     }
 
+    /// Changes something in the store and waits until the server has followed.
+    pub async fn followed<T>(&self, change: impl FnOnce() -> T) -> T {
+        let before = self.metric("directory_reloads_total");
+        let result = change();
+        self.wait("the server to follow", || {
+            self.metric("directory_reloads_total") > before
+        })
+        .await;
+        result
+    }
+
     /// GET on the admin listener: status and body.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         get(self.admin, path)

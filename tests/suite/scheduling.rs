@@ -84,17 +84,6 @@ async fn hold(
     (call, last_asked(upstream))
 }
 
-/// Changes something and waits until the server has followed.
-async fn followed(gateway: &Gateway, change: impl FnOnce()) {
-    let before = gateway.metric("directory_reloads_total");
-    change();
-    gateway
-        .wait("the server to follow", || {
-            gateway.metric("directory_reloads_total") > before
-        })
-        .await;
-}
-
 /// An account of [`Setup`] with something else about it.
 fn changed(gateway: &Gateway, resources: &Value, name: &str, field: &str, value: Value) {
     let accounts = resources["accounts"].as_array().unwrap();
@@ -213,19 +202,17 @@ async fn who_goes_on_from_a_response_goes_nowhere_else() {
     assert!((1..=60).contains(&retry_after), "{retry_after}");
 
     // Taken out by the operator; then it is there again.
-    let resume = || drop(gateway.run(&["accounts", "resume", &owner]));
-    followed(&gateway, resume).await;
-    followed(&gateway, || {
-        changed(&gateway, &resources, &owner, "enabled", json!(false))
-    })
-    .await;
+    let resume = || gateway.run(&["accounts", "resume", &owner]);
+    gateway.followed(resume).await;
+    gateway
+        .followed(|| changed(&gateway, &resources, &owner, "enabled", json!(false)))
+        .await;
     let reply = send(&gateway, &request("disabled")).await;
     assert_eq!(reply.status, 503, "{}", reply.text());
     assert_eq!(upstream.total(), before + 2);
-    followed(&gateway, || {
-        changed(&gateway, &resources, &owner, "enabled", json!(true))
-    })
-    .await;
+    gateway
+        .followed(|| changed(&gateway, &resources, &owner, "enabled", json!(true)))
+        .await;
     assert_eq!(account(&gateway, &upstream, &request("back")).await, owner);
     gateway.wait_records(5).await;
 }
@@ -420,12 +407,16 @@ async fn when_a_session_leaves_its_account() {
         let mut request = of_session("s", "second");
         let mut asked = 1;
         match fate {
-            Disabled => followed(&gateway, || apply("enabled", json!(false))).await,
-            Unschedulable => followed(&gateway, || apply("schedulable", json!(false))).await,
-            Moved => followed(&gateway, || apply("groups", json!([]))).await,
+            Disabled => gateway.followed(|| apply("enabled", json!(false))).await,
+            Unschedulable => {
+                gateway
+                    .followed(|| apply("schedulable", json!(false)))
+                    .await
+            }
+            Moved => gateway.followed(|| apply("groups", json!([]))).await,
             Paused => {
-                let pause = || drop(gateway.run(&["accounts", "pause", "a1"]));
-                followed(&gateway, pause).await;
+                let pause = || gateway.run(&["accounts", "pause", "a1"]);
+                gateway.followed(pause).await;
             }
             OtherModel => {
                 request = asking(
@@ -460,12 +451,12 @@ async fn when_a_session_leaves_its_account() {
         // Again as if nothing had happened.
         match fate {
             Disabled | Unschedulable | Moved => {
-                followed(&gateway, || drop(gateway.apply(&resources))).await;
+                gateway.followed(|| gateway.apply(&resources)).await;
             }
             OtherModel => {}
             _ => {
-                let resume = || drop(gateway.run(&["accounts", "resume", "a1"]));
-                followed(&gateway, resume).await;
+                let resume = || gateway.run(&["accounts", "resume", "a1"]);
+                gateway.followed(resume).await;
             }
         }
         let third = account(&gateway, &upstream, &of_session("s", "third")).await;
@@ -638,16 +629,17 @@ async fn an_account_serves_until_it_expires() {
         "a1"
     );
     let soon = chrono::Utc::now() + chrono::TimeDelta::milliseconds(1_500);
-    followed(&gateway, || {
-        changed(
-            &gateway,
-            &resources,
-            "a1",
-            "expires_at",
-            json!(soon.to_rfc3339()),
-        );
-    })
-    .await;
+    gateway
+        .followed(|| {
+            changed(
+                &gateway,
+                &resources,
+                "a1",
+                "expires_at",
+                json!(soon.to_rfc3339()),
+            );
+        })
+        .await;
     // Nothing tells the server when it is time.
     gateway
         .wait("the account to expire", || {
@@ -664,7 +656,7 @@ async fn an_account_serves_until_it_expires() {
         "a2"
     );
     // Prolonged: it is there for others again, and the session stays where it went.
-    followed(&gateway, || drop(gateway.apply(&resources))).await;
+    gateway.followed(|| gateway.apply(&resources)).await;
     assert_eq!(
         account(&gateway, &upstream, &asking("four", &[], &[])).await,
         "a1"
@@ -695,10 +687,11 @@ async fn an_account_that_is_not_schedulable_is_passed_over() {
             .iter()
             .all(|r| r.credential() == Some("sk-a2"))
     );
-    followed(&gateway, || {
-        changed(&gateway, &resources, "a1", "schedulable", json!(true));
-    })
-    .await;
+    gateway
+        .followed(|| {
+            changed(&gateway, &resources, "a1", "schedulable", json!(true));
+        })
+        .await;
     assert_eq!(
         account(&gateway, &upstream, &asking("now", &[], &[])).await,
         "a1"

@@ -71,17 +71,6 @@ fn inputs(upstream: &FakeUpstream) -> Vec<String> {
         .collect()
 }
 
-/// Changes something and waits until the server has followed.
-async fn followed(gateway: &Gateway, change: impl FnOnce()) {
-    let before = gateway.metric("directory_reloads_total");
-    change();
-    gateway
-        .wait("the server to follow", || {
-            gateway.metric("directory_reloads_total") > before
-        })
-        .await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_take_turns() {
     let upstream = FakeUpstream::start().await;
@@ -182,8 +171,8 @@ async fn a_wait_ends_as_soon_as_there_is_room() {
             served(&mut call).await;
         }
         if let Unpaused = room {
-            let pause = || drop(gateway.run(&["accounts", "pause", "a2"]));
-            followed(&gateway, pause).await;
+            let pause = || gateway.run(&["accounts", "pause", "a2"]);
+            gateway.followed(pause).await;
         }
         let gate = Gate::new();
         let held = hold(&gateway, &upstream, &gate, "held").await;
