@@ -376,7 +376,10 @@ async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
                         view.choice(ctx, account, lease, has_others, found),
                     ));
                 }
-                count("spilled");
+                // With nobody else in reach it is waited for in the common line.
+                if has_others {
+                    count("spilled");
+                }
                 binds = false;
             }
             Sticky::SpillKeeping => {
@@ -465,7 +468,10 @@ async fn bound_lease(
     let loads = ctx.rooms.state.loads(&[id]).await.unwrap_or_default();
     let load = loads.first().copied().unwrap_or_default();
     // It is looked for once: a request that looks again has waited for it already.
-    if !waits(load, has_others) || std::mem::replace(&mut ctx.tries.waited_for_bound, true) {
+    if !has_others
+        || !waits(load, has_others)
+        || std::mem::replace(&mut ctx.tries.waited_for_bound, true)
+    {
         return Ok(None);
     }
     let limit = ctx.config.concurrency.sticky_wait;
