@@ -34,9 +34,10 @@ thread_local! {
 /// Sends log records to standard error from now on, panics among them. A second call changes
 /// nothing.
 pub fn init(config: &LoggingConfig) {
+    let format = config.format;
     let logger = LOGGER.get_or_init(|| Logger {
-        format: config.format,
-        sink: Sink::standard_error(),
+        format,
+        sink: Sink::standard_error(move |lost| lost_lines(format, lost)),
     });
     if log::set_logger(logger).is_ok() {
         // This is what decides, so that a running server can be told to say more.
@@ -87,19 +88,38 @@ struct Logger {
 
 impl Logger {
     fn line(&self, level: Level, target: &str, message: &str, fields: impl FnOnce(&mut Line<'_>)) {
-        LINE.with(|kept| {
-            // A value that logs while it is being logged gets a line of its own.
-            let mut own = Vec::new();
-            let mut kept = kept.try_borrow_mut();
-            let text = kept.as_deref_mut().unwrap_or(&mut own);
+        let write = |text: &mut Vec<u8>| {
             text.clear();
             let mut line = Line::begin(text, self.format, Utc::now(), level, target, message);
             fields(&mut line);
             line.end();
             // What is wrong is seen at once, even if nothing else is written any more.
             self.sink.push(text, level <= Level::Warn);
-        });
+        };
+        let mut write = Some(write);
+        let mut once = |text: &mut Vec<u8>| {
+            if let Some(write) = write.take() {
+                write(text);
+            }
+        };
+        // A value that logs while it is being logged gets a line of its own, and so does what a
+        // thread logs when its line is gone already, at its end.
+        let kept = LINE.try_with(|kept| kept.try_borrow_mut().map(|mut kept| once(&mut kept)));
+        if !matches!(kept, Ok(Ok(()))) {
+            once(&mut Vec::new());
+        }
     }
+}
+
+/// The line that says that the lines before it are not all there.
+fn lost_lines(format: LogFormat, lost: u64) -> Vec<u8> {
+    let mut text = Vec::new();
+    let message = "lines were lost: nobody took them";
+    let target = module_path!();
+    let mut line = Line::begin(&mut text, format, Utc::now(), Level::Warn, target, message);
+    line.number("lines", lost);
+    line.end();
+    text
 }
 
 impl Log for Logger {
@@ -137,12 +157,13 @@ impl Log for Logger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn libraries_only_warn() {
         let logger = Logger {
             format: LogFormat::Text,
-            sink: Sink::standard_error(),
+            sink: Sink::standard_error(|_| vec![]),
         };
         for (target, level, expected) in [
             ("tollgate::proxy", Level::Debug, true),
@@ -154,6 +175,56 @@ mod tests {
             let metadata = Metadata::builder().target(target).level(level).build();
             assert_eq!(logger.enabled(&metadata), expected, "{target} {level}");
         }
+    }
+
+    #[test]
+    fn a_thread_that_logs_at_its_end_is_heard() {
+        /// Logs when it is dropped, and says whether the thread still had its line then.
+        struct AtTheEnd(std::sync::mpsc::Sender<bool>, Arc<Logger>);
+        impl Drop for AtTheEnd {
+            fn drop(&mut self) {
+                self.1.line(Level::Warn, "here", "the end", |_| {});
+                let _ = self.0.send(LINE.try_with(|_| ()).is_ok());
+            }
+        }
+        thread_local! {
+            static BEFORE: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) };
+            static AFTER: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) };
+        }
+        let (lines, written) = std::sync::mpsc::channel();
+        let (had_line, seen) = std::sync::mpsc::channel();
+        let logger = Arc::new(Logger {
+            format: LogFormat::Text,
+            sink: Sink::to(lines),
+        });
+        let thread = std::thread::spawn(move || {
+            // In whichever order they are dropped, one of the two comes after the line.
+            BEFORE.set(Some(AtTheEnd(had_line.clone(), logger.clone())));
+            logger.line(Level::Warn, "here", "the beginning", |_| {});
+            AFTER.set(Some(AtTheEnd(had_line, logger)));
+        });
+        thread.join().unwrap();
+        assert!(seen.try_iter().any(|had_line| !had_line));
+        let text = String::from_utf8(written.try_iter().flatten().collect()).unwrap();
+        let messages: Vec<&str> = text
+            .lines()
+            .filter_map(|l| l.split(" here ").nth(1))
+            .collect();
+        assert_eq!(messages, ["the beginning", "the end", "the end"]);
+    }
+
+    #[test]
+    fn the_line_about_lost_ones_has_the_form_of_all_lines() {
+        let text = |format| String::from_utf8(lost_lines(format, 7)).unwrap();
+        let line = text(LogFormat::Text);
+        assert!(
+            line.ends_with(" WARN tollgate::logging lines were lost: nobody took them lines=7\n")
+        );
+        let line: serde_json::Value = serde_json::from_str(&text(LogFormat::Json)).unwrap();
+        assert_eq!(
+            (&line["level"], &line["lines"]),
+            (&"WARN".into(), &7.into())
+        );
     }
 
     #[test]

@@ -126,6 +126,10 @@ fn not_allowed(allow: &'static str) -> RouteError {
     }
 }
 
+/// Bytes of the longest sub-path: an id of a response, twice as long as they are, and a word or two.
+/// It is the client's, and is sent on, recorded and logged.
+const LONGEST_SUBPATH: usize = 128;
+
 /// What stands behind `/responses`, with or without the version before it, if it is fit to be sent on.
 fn below_responses(path: &str) -> Option<&str> {
     let rest = path
@@ -133,7 +137,10 @@ fn below_responses(path: &str) -> Option<&str> {
         .or_else(|| path.strip_prefix("/responses"))?;
     match rest.strip_prefix('/') {
         None => rest.is_empty().then_some(rest),
-        Some(segments) => segments.split('/').all(plain_segment).then_some(rest),
+        Some(segments) => {
+            let fit = rest.len() <= LONGEST_SUBPATH && segments.split('/').all(plain_segment);
+            fit.then_some(rest)
+        }
     }
 }
 
@@ -159,6 +166,22 @@ fn dialect(path: &str) -> Dialect {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subpath_has_a_longest_length() {
+        for base in ["/v1/responses", "/responses"] {
+            let longest = format!("/{}/cancel", "r".repeat(LONGEST_SUBPATH - "//cancel".len()));
+            let path = format!("{base}{longest}//");
+            assert_eq!(route(&Method::POST, &path).unwrap().subpath, longest);
+            for path in [
+                format!("{base}/r{}", &longest[1..]),
+                format!("{base}/{}", "a/".repeat(9_999)),
+            ] {
+                let error = route(&Method::POST, &path).unwrap_err();
+                assert!(matches!(error, RouteError::NotFound { .. }), "{path}");
+            }
+        }
+    }
 
     #[test]
     fn known_paths() {

@@ -140,14 +140,23 @@ impl<'a> Line<'a> {
     /// The time, in milliseconds; the text of a second is made once.
     fn time(&mut self, now: DateTime<Utc>) {
         let second = now.timestamp();
-        SECOND.with_borrow_mut(|(known, text)| {
+        let made = || {
+            let mut text = now.to_rfc3339_opts(SecondsFormat::Secs, true);
+            text.pop();
+            text
+        };
+        let kept = SECOND.try_with(|kept| {
+            let (known, text) = &mut *kept.borrow_mut();
             if *known != second {
-                *text = now.to_rfc3339_opts(SecondsFormat::Secs, true);
-                text.pop();
+                *text = made();
                 *known = second;
             }
             self.push(text);
         });
+        // At the end of a thread what it kept is gone.
+        if kept.is_err() {
+            self.push(&made());
+        }
         // A leap second is written as the end of the second before it.
         let millis = now.timestamp_subsec_millis().min(999);
         let digit = |n: u32| b'0' + (n % 10) as u8;

@@ -1,7 +1,7 @@
 //! Where lines go: collected for a moment, then written in one piece. A write for every line would
 //! cost a system call and, where somebody reads the other end, a wake-up each.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,14 @@ const DELAY: Duration = Duration::from_millis(50);
 /// As soon as so many bytes wait, whoever adds to them writes them out: that bounds what is held,
 /// and a reader that is too slow slows us down, as it would without a buffer.
 const LIMIT: usize = 64 << 10;
+/// A stream that would block is asked again after this long,
+const RETRY: Duration = Duration::from_millis(1);
+/// and so many times in a row, some seconds, before lines are lost. A stream that was given up is
+/// not waited for until it takes something again.
+const PATIENCE: u32 = 3000;
 
-/// A stream of lines. Lines leave in the order they came in; none is lost unless the process is
-/// killed, or nobody takes them.
+/// A stream of lines. Lines leave in the order they came in and whole; none is lost unless the
+/// process is killed, or nobody takes them. What was lost for the latter is said in the next line.
 pub(super) struct Sink {
     shared: Arc<Shared>,
     /// Nobody writes lines out by and by: each is written at once.
@@ -27,40 +32,62 @@ struct Shared {
     output: Mutex<Output>,
 }
 
+/// The line that says so many lines were lost.
+type Notice = Box<dyn Fn(u64) -> Vec<u8> + Send>;
+
 struct Output {
     /// Taken from `waiting`; here for its memory.
     leaving: Vec<u8>,
+    /// The end of a line whose beginning was written when the stream was given up.
+    torn: Vec<u8>,
+    /// Lines lost that nothing was said of yet.
+    lost: u64,
+    /// The stream took nothing the last time.
+    stuck: bool,
+    notice: Notice,
     stream: Box<dyn Write + Send>,
 }
 
 impl Sink {
-    /// The standard error stream of the process.
-    pub(super) fn standard_error() -> Sink {
-        Sink::new(Box::new(std::io::stderr()))
+    /// The standard error stream of the process. `notice` makes the line, with its end, that says how
+    /// many lines were lost.
+    pub(super) fn standard_error(notice: impl Fn(u64) -> Vec<u8> + Send + 'static) -> Sink {
+        Sink::new(Box::new(std::io::stderr()), Box::new(notice))
     }
 
-    fn new(stream: Box<dyn Write + Send>) -> Sink {
+    /// Where a test reads.
+    #[cfg(test)]
+    pub(super) fn to(reader: std::sync::mpsc::Sender<Vec<u8>>) -> Sink {
+        Sink::new(Box::new(tests::Channel(reader)), Box::new(|_| vec![]))
+    }
+
+    fn new(stream: Box<dyn Write + Send>, notice: Notice) -> Sink {
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
             filled: Condvar::new(),
             output: Mutex::new(Output {
                 leaving: Vec::new(),
+                torn: Vec::new(),
+                lost: 0,
+                stuck: false,
+                notice,
                 stream,
             }),
         });
-        let theirs = Arc::downgrade(&shared);
+        // For as long as the process runs: so does the only sink there is.
+        let theirs = Arc::clone(&shared);
         let started = std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || {
-                while let Some(shared) = theirs.upgrade() {
-                    let mut waiting = shared.waiting.lock();
+                loop {
+                    let mut waiting = theirs.waiting.lock();
                     if waiting.is_empty() {
-                        shared.filled.wait(&mut waiting);
+                        theirs.filled.wait(&mut waiting);
                     }
                     drop(waiting);
                     #[expect(clippy::disallowed_methods, reason = "its own thread, no request's")]
                     std::thread::sleep(DELAY);
-                    shared.flush();
+                    theirs.flush();
                 }
             });
         Sink {
@@ -92,14 +119,86 @@ impl Sink {
 impl Shared {
     fn flush(&self) {
         let mut output = self.output.lock();
-        let Output { leaving, stream } = &mut *output;
         // Only with the output in hand, so that nobody overtakes.
-        std::mem::swap(leaving, &mut *self.waiting.lock());
-        // There is nowhere to say that nothing can be said.
-        let _ = stream.write_all(leaving).and_then(|()| stream.flush());
-        leaving.clear();
-        leaving.shrink_to(2 * LIMIT);
+        std::mem::swap(&mut output.leaving, &mut *self.waiting.lock());
+        let mut lines = std::mem::take(&mut output.leaving);
+        output.put(&lines);
+        lines.clear();
+        lines.shrink_to(2 * LIMIT);
+        output.leaving = lines;
     }
+}
+
+impl Output {
+    /// Writes what a torn line lacks, what there is to say of lost ones, and these lines; counts
+    /// those that the stream does not take.
+    fn put(&mut self, lines: &[u8]) {
+        let torn = std::mem::take(&mut self.torn);
+        let written = self.write(&torn);
+        if written < torn.len() {
+            self.torn = torn[written..].to_vec();
+            self.lost += count(lines);
+            return;
+        }
+        if self.lost > 0 {
+            let notice = (self.notice)(self.lost);
+            let written = self.write(&notice);
+            if written > 0 {
+                self.lost = 0;
+            }
+            if written < notice.len() {
+                self.torn = notice[if written > 0 { written } else { notice.len() }..].to_vec();
+                self.lost += count(lines);
+                return;
+            }
+        }
+        let written = self.write(lines);
+        let (before, after) = lines.split_at(written);
+        let begun = before.last().is_some_and(|last| *last != b'\n');
+        let end = after.iter().position(|byte| *byte == b'\n');
+        let kept = if begun {
+            end.map_or(after.len(), |end| end + 1)
+        } else {
+            0
+        };
+        self.torn = after[..kept].to_vec();
+        self.lost += count(&after[kept..]);
+        // It cannot be said that nothing can be said.
+        let _ = self.stream.flush();
+    }
+
+    /// Writes until all is taken, the stream fails, or it has not been ready for too long; how much
+    /// was taken.
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let (mut written, mut tries) = (0, 0);
+        while written < bytes.len() {
+            match self.stream.write(&bytes[written..]) {
+                Ok(0) => break,
+                Ok(taken) => {
+                    written += taken;
+                    tries = 0;
+                    self.stuck = false;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if self.stuck || tries == PATIENCE {
+                        self.stuck = true;
+                        break;
+                    }
+                    tries += 1;
+                    // As long as with a stream that blocks, or less.
+                    #[expect(clippy::disallowed_methods, reason = "a slow reader slows us down")]
+                    std::thread::sleep(RETRY);
+                }
+                Err(_) => break,
+            }
+        }
+        written
+    }
+}
+
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 #[cfg(test)]
@@ -107,7 +206,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    struct Channel(mpsc::Sender<Vec<u8>>);
+    pub(super) struct Channel(pub(super) mpsc::Sender<Vec<u8>>);
 
     impl Write for Channel {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -121,7 +220,75 @@ mod tests {
 
     fn sink() -> (Sink, mpsc::Receiver<Vec<u8>>) {
         let (sender, receiver) = mpsc::channel();
-        (Sink::new(Box::new(Channel(sender))), receiver)
+        (
+            Sink::new(Box::new(Channel(sender)), Box::new(notice)),
+            receiver,
+        )
+    }
+
+    fn notice(lost: u64) -> Vec<u8> {
+        format!("{lost} lost\n").into_bytes()
+    }
+
+    /// Does with each write what is next: takes that many bytes, or fails so.
+    struct Scripted {
+        script: std::vec::IntoIter<Result<usize, ErrorKind>>,
+        taken: mpsc::Sender<Vec<u8>>,
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let taken = self
+                .script
+                .next()
+                .unwrap_or(Ok(usize::MAX))?
+                .min(bytes.len());
+            let _ = self.taken.send(bytes[..taken].to_owned());
+            Ok(taken)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_stream_does_not_take_is_tried_again_or_counted_and_lines_stay_whole() {
+        use ErrorKind::{BrokenPipe, Interrupted, WouldBlock};
+        let broken = || Err(BrokenPipe);
+        #[rustfmt::skip]
+        let rows: [(&[Result<usize, ErrorKind>], bool, &[&str], &str); 10] = [
+            (&[Ok(1), Err(WouldBlock), Ok(2), Err(Interrupted), Err(WouldBlock)], false, &["one\ntwo\n"], "one\ntwo\n"),
+            // Given up in a line, between lines, before any.
+            (&[Ok(2), broken()], false, &["one\ntwo\nthree\n", "four\n"], "one\n2 lost\nfour\n"),
+            (&[Ok(4), broken()], false, &["one\ntwo\nthree\n", "four\n"], "one\n2 lost\nfour\n"),
+            (&[broken()], false, &["one\ntwo\n", "four\n"], "2 lost\nfour\n"),
+            // Again: in the torn line, before the notice, in it, after it.
+            (&[Ok(1), broken(), Ok(1), broken()], false, &["one\ntwo\n", "four\n", "five\n"], "one\n2 lost\nfive\n"),
+            (&[broken(), broken()], false, &["one\n", "two\n", "three\n"], "2 lost\nthree\n"),
+            (&[broken(), Ok(3), broken()], false, &["one\n", "two\n", "three\n"], "1 lost\n1 lost\nthree\n"),
+            (&[broken(), Ok(7), Ok(1), broken()], false, &["one\n", "two\n", "three\n"], "1 lost\ntwo\nthree\n"),
+            (&[broken(), Ok(0)], false, &["one\n", "two\n", "three\n"], "2 lost\nthree\n"),
+            // Given up before, so not waited for.
+            (&[Err(WouldBlock)], true, &["one\n", "two\n"], "1 lost\ntwo\n"),
+        ];
+        for (script, stuck, pieces, expected) in rows {
+            let (taken, written) = mpsc::channel();
+            let script = script.to_vec().into_iter();
+            let mut output = Output {
+                leaving: vec![],
+                torn: vec![],
+                lost: 0,
+                stuck,
+                notice: Box::new(notice),
+                stream: Box::new(Scripted { script, taken }),
+            };
+            for piece in pieces {
+                output.put(piece.as_bytes());
+            }
+            let got = written.try_iter().collect::<Vec<_>>().concat();
+            assert_eq!(String::from_utf8(got).unwrap(), expected);
+            assert_eq!((output.lost, output.stuck), (0, false), "{expected}");
+        }
     }
 
     #[test]

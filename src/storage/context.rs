@@ -1,5 +1,7 @@
 //! What usage records share: who asked, where it went, how it ended. Each such context is kept once
-//! in `usage_contexts`, as it was at the time, and every record names it by id.
+//! in `usage_contexts`, as it was at the time, and every record names it by id. What stands in a
+//! path behind `/responses` is mostly the id of a response, new with every request: it is the
+//! record's own, and the paths of its context have `/*` for it.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,6 +13,37 @@ use crate::domain::UsageRecord;
 /// Contexts remembered with their ids; some hundred bytes each. A gateway has about as many at work
 /// as it has keys times accounts times models in use; what is forgotten is looked up again.
 const REMEMBERED: usize = 8192;
+/// Contexts whose key is longer than these bytes are looked up every time: clients choose models
+/// and user agents, and what is remembered is bounded in bytes as well.
+const LONGEST_KEY: usize = 4096;
+/// Sub-paths that say what was asked for, not of which response. They stay in the context.
+const WORDS: [&str; 4] = ["/compact", "/input_tokens", "/input_items", "/cancel"];
+/// Stands in a path of a context for the record's own sub-path; no route has a path like that.
+const OWN: &str = "/*";
+
+/// The part of the paths of `r` that is its own, from its slash on.
+pub(super) fn subpath(r: &UsageRecord) -> Option<&str> {
+    let (_, rest) = r.endpoint.split_once("/responses")?;
+    let own = rest.len() > 1 && rest.starts_with('/') && !WORDS.contains(&rest);
+    own.then_some(rest)
+}
+
+/// A path of a record without its own part: what of it is shared, and what follows that. The
+/// provider's path need not have the part.
+fn shared_path<'a>(path: &'a str, own: Option<&str>) -> (&'a str, &'static str) {
+    match own.and_then(|own| path.strip_suffix(own)) {
+        Some(shared) => (shared, OWN),
+        None => (path, ""),
+    }
+}
+
+/// A path of a context with the record's own part.
+pub(super) fn whole_path(path: Cow<'_, str>, own: Option<&str>) -> String {
+    match (path.strip_suffix(OWN), own) {
+        (Some(shared), Some(own)) => format!("{shared}{own}"),
+        _ => path.into_owned(),
+    }
+}
 
 /// The part of a record that repeats, as its JSON in the database has it.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -51,6 +84,11 @@ impl<'a> Context<'a> {
         fn optional(text: &Option<String>) -> Option<Cow<'_, str>> {
             text.as_deref().map(Cow::Borrowed)
         }
+        let own = subpath(r);
+        let path = |path| match shared_path(path, own) {
+            (path, "") => Cow::Borrowed(path),
+            (path, end) => Cow::Owned(format!("{path}{end}")),
+        };
         Context {
             user_id: r.user_id.0,
             user: Cow::Borrowed(&r.user),
@@ -62,8 +100,8 @@ impl<'a> Context<'a> {
             account_id: r.account_id.0,
             account: Cow::Borrowed(&r.account),
             platform: Cow::Borrowed(r.platform.as_str()),
-            endpoint: Cow::Borrowed(&r.endpoint),
-            upstream_endpoint: Cow::Borrowed(&r.upstream_endpoint),
+            endpoint: path(&r.endpoint),
+            upstream_endpoint: path(&r.upstream_endpoint),
             requested_model: Cow::Borrowed(&r.requested_model),
             model: Cow::Borrowed(&r.model),
             upstream_model: Cow::Borrowed(&r.upstream_model),
@@ -135,13 +173,18 @@ pub(super) fn key(r: &UsageRecord, key: &mut Vec<u8>) {
         &r.api_key,
         &r.group,
         &r.account,
-        &r.endpoint,
-        &r.upstream_endpoint,
         &r.requested_model,
         &r.model,
         &r.upstream_model,
     ] {
         text(key, value);
+    }
+    let own = subpath(r);
+    for path in [&r.endpoint, &r.upstream_endpoint] {
+        let (path, end) = shared_path(path, own);
+        key.extend_from_slice(&((path.len() + end.len()) as u64).to_le_bytes());
+        key.extend_from_slice(path.as_bytes());
+        key.extend_from_slice(end.as_bytes());
     }
     for value in [
         &r.fallback_from_group,
@@ -166,8 +209,9 @@ impl KnownContexts {
         self.ids.get(key).copied()
     }
 
-    /// Remembers contexts whose transaction is committed.
-    pub(super) fn extend(&mut self, committed: HashMap<Box<[u8]>, i64>) {
+    /// Remembers contexts whose transaction is committed, but for those with a long key.
+    pub(super) fn extend(&mut self, mut committed: HashMap<Box<[u8]>, i64>) {
+        committed.retain(|key, _| key.len() <= LONGEST_KEY);
         if self.ids.len() + committed.len() > REMEMBERED {
             self.ids.clear();
         }
@@ -184,7 +228,7 @@ mod tests {
     /// Two records get one id exactly when they would be stored with the same JSON.
     #[test]
     fn the_key_tells_apart_what_the_json_tells_apart() {
-        let changes: [fn(&mut UsageRecord); 36] = [
+        let changes: [fn(&mut UsageRecord); 41] = [
             |_| {},
             |r| r.user_id.0 = 9,
             |r| r.user.push('x'),
@@ -226,6 +270,24 @@ mod tests {
             |r| r.tokens.input += 1,
             |r| r.charge.0 += 1,
             |r| r.duration_ms += 1,
+            // Three with ids of their own share a context; one has it for the provider only.
+            |r| {
+                r.endpoint += "/resp_1";
+                r.upstream_endpoint += "/resp_1";
+            },
+            |r| {
+                r.endpoint += "/resp_2/cancel";
+                r.upstream_endpoint += "/resp_2/cancel";
+            },
+            |r| {
+                r.endpoint += "/*";
+                r.upstream_endpoint += "/*";
+            },
+            |r| r.endpoint += "/resp_1",
+            |r| {
+                r.endpoint += "/compact";
+                r.upstream_endpoint += "/compact";
+            },
         ];
         let records: Vec<UsageRecord> = changes
             .iter()
@@ -251,9 +313,61 @@ mod tests {
         }
         let distinct: std::collections::HashSet<&String> =
             described.iter().map(|(_, json)| json).collect();
-        assert_eq!(distinct.len(), 31);
+        assert_eq!(distinct.len(), 34);
         let text = &described[0].1;
         assert_eq!(&Context::from_json(text).unwrap().to_json().unwrap(), text);
+    }
+
+    #[test]
+    fn paths_come_back_whole() {
+        for (endpoint, upstream, own, shared) in [
+            ("/v1/responses", "/responses", None, "/responses"),
+            ("/v1/responses/", "/responses", None, "/responses"),
+            ("/v1/responsesfoo/x", "/x", None, "/x"),
+            ("/v1/models", "/v1/models", None, "/v1/models"),
+            (
+                "/v1/responses/compact",
+                "/v1/responses/compact",
+                None,
+                "/v1/responses/compact",
+            ),
+            ("/v1/responses/cancel", "/cancel", None, "/cancel"),
+            (
+                "/v1/responses/r_1",
+                "/api/responses/r_1",
+                Some("/r_1"),
+                "/api/responses/*",
+            ),
+            (
+                "/v1/responses/r_1/cancel",
+                "/r/cancel",
+                Some("/r_1/cancel"),
+                "/r/cancel",
+            ),
+            (
+                "/v1/responses/compact/r_1",
+                "/x/compact/r_1",
+                Some("/compact/r_1"),
+                "/x/*",
+            ),
+            (
+                "/v1/responses/responses/r",
+                "/responses/r",
+                Some("/responses/r"),
+                "/*",
+            ),
+            ("/v1/responses/r_1", "", Some("/r_1"), ""),
+        ] {
+            let mut record = record("r-1", "1");
+            record.endpoint = endpoint.to_owned();
+            record.upstream_endpoint = upstream.to_owned();
+            let own_part = subpath(&record);
+            assert_eq!(own_part, own, "{endpoint}");
+            let context = Context::of(&record);
+            assert_eq!(context.upstream_endpoint, shared, "{endpoint}");
+            assert_eq!(whole_path(context.endpoint, own_part), endpoint);
+            assert_eq!(whole_path(context.upstream_endpoint, own_part), upstream);
+        }
     }
 
     #[test]
@@ -265,5 +379,10 @@ mod tests {
             assert_eq!(known.get(&key), Some(number));
         }
         assert!(known.ids.len() <= REMEMBERED);
+        for (length, kept) in [(LONGEST_KEY, true), (LONGEST_KEY + 1, false)] {
+            let key: Box<[u8]> = vec![b'x'; length].into();
+            known.extend(HashMap::from([(key.clone(), 1)]));
+            assert_eq!(known.get(&key).is_some(), kept, "{length}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::StorageError;
 
 mod m20261121_000001_initial;
 mod m20261121_000002_conditions_and_rules;
-mod m20261121_000003_usage_entries;
+mod m20261121_000003_records_in_context;
 
 struct Migrator;
 
@@ -16,7 +16,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261121_000001_initial::Migration),
             Box::new(m20261121_000002_conditions_and_rules::Migration),
-            Box::new(m20261121_000003_usage_entries::Migration),
+            Box::new(m20261121_000003_records_in_context::Migration),
         ]
     }
 }

@@ -237,7 +237,7 @@ fn count(tokens: u64) -> i64 {
 }
 
 /// The columns of `usage_entries` but its id, in the order of [`bind`].
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 21] = [
     "request_id",
     "created_at",
     "user_id",
@@ -258,6 +258,7 @@ const COLUMNS: [&str; 20] = [
     "duration_ms",
     "first_token_ms",
     "trail",
+    "subpath",
 ];
 
 /// Statements that insert so many records, largest first. Few, so that they stay prepared.
@@ -303,5 +304,6 @@ fn bind(to: &mut SqliteArguments, r: &UsageRecord, context: i64) -> Result<(), S
     add(to, count(r.duration_ms))?;
     add(to, r.first_token_ms.map(count))?;
     let trail = (!r.trail.is_empty()).then(|| to_json(&r.trail));
-    add(to, trail.transpose()?)
+    add(to, trail.transpose()?)?;
+    add(to, context::subpath(r).map(Arc::<str>::from))
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryResult, QuerySelect};
 
-use super::context::Context;
+use super::context::{self, Context};
 use super::convert::{from_json, millis, multiplier, time, whole};
 use super::entities::user;
 use super::rows::statement;
@@ -268,6 +268,7 @@ fn view(row: &QueryResult) -> Result<UsageRecordView, StorageError> {
     let count = |column: &str| whole::<u64>(number(column)?);
     let details: String = row.try_get("", "details")?;
     let context = Context::from_json(&details)?;
+    let subpath: Option<String> = row.try_get("", "subpath")?;
     let trail: Option<String> = row.try_get("", "trail")?;
     let first_token_ms: Option<i64> = row.try_get("", "first_token_ms")?;
     Ok(UsageRecordView {
@@ -282,8 +283,8 @@ fn view(row: &QueryResult) -> Result<UsageRecordView, StorageError> {
         fallback_from_group: context.fallback_from_group.map(Into::into),
         account: context.account.into_owned(),
         platform: context.platform.into_owned(),
-        endpoint: context.endpoint.into_owned(),
-        upstream_endpoint: context.upstream_endpoint.into_owned(),
+        endpoint: context::whole_path(context.endpoint, subpath.as_deref()),
+        upstream_endpoint: context::whole_path(context.upstream_endpoint, subpath.as_deref()),
         requested_model: context.requested_model.into_owned(),
         model: context.model.into_owned(),
         upstream_model: context.upstream_model.into_owned(),

@@ -248,98 +248,168 @@ async fn a_record_has_exactly_the_published_fields_in_order() {
 }
 
 #[tokio::test]
-async fn old_records_are_carried_over_and_so_is_what_an_older_program_still_writes() {
-    let old_row = |id: &str, user: &str, charge: &str| {
+async fn ids_in_paths_are_shown_whole_and_make_no_contexts() {
+    let (_dir, store) = filled().await;
+    let mut wanted = Vec::new();
+    let batch: Vec<UsageRecord> = (0..50)
+        .map(|n| {
+            let mut record = record(&format!("r-{n}"), "0");
+            let own = match n % 5 {
+                0 => "/compact".to_owned(),
+                1 => String::new(),
+                _ => format!("/resp_{n}/cancel"),
+            };
+            record.endpoint = format!("/v1/responses{own}");
+            record.upstream_endpoint = format!("/api/v1/responses{own}");
+            wanted.push((record.endpoint.clone(), record.upstream_endpoint.clone()));
+            record
+        })
+        .collect();
+    // As a batch, one by one, and one with a context too long to be remembered.
+    store.settle(&batch[..30]).await.unwrap();
+    for record in &batch[30..] {
+        store.settle(std::slice::from_ref(record)).await.unwrap();
+    }
+    for id in ["long-1", "long-2"] {
+        let mut record = batch[2].clone();
+        record.request_id = id.to_owned();
+        record.requested_model = "m".repeat(5000);
+        wanted.push((record.endpoint.clone(), record.upstream_endpoint.clone()));
+        store.settle(&[record]).await.unwrap();
+    }
+    let filter = UsageFilter {
+        since: at(0),
+        user: None,
+    };
+    let found = store.usage_records(&filter, None, 100).await.unwrap();
+    let found: Vec<(String, String)> = found
+        .into_iter()
+        .map(|r| (r.endpoint, r.upstream_endpoint))
+        .collect();
+    assert_eq!(found, wanted);
+    let contexts: i64 = ask(&store, "SELECT COUNT(*) FROM usage_contexts").await;
+    assert_eq!(contexts, 4, "compact, nothing, any id, the long one");
+}
+
+/// The one value that a query has.
+async fn ask<T: sea_orm::TryGetable>(store: &Store, sql: &str) -> T {
+    let statement = crate::storage::rows::statement(sql, vec![]);
+    let row = store.inner.pools.reader.query_one_raw(statement).await;
+    row.unwrap().unwrap().try_get_by_index(0).unwrap()
+}
+
+#[tokio::test]
+async fn old_records_are_carried_over_exactly_and_kept_once() {
+    let (dir, store) = filled().await;
+    let ledger = "SELECT group_concat(id || ' ' || user_id || ' ' || kind || ' ' || amount_nanos \
+                  || ' ' || created_at) || (SELECT seq FROM sqlite_sequence \
+                  WHERE name = 'ledger_entries') FROM ledger_entries ORDER BY id";
+    store.credit("bob", Money(7)).await.unwrap();
+    let entries: String = ask(&store, ledger).await;
+    let writer = &store.inner.pools.writer;
+    // Back to the schema before this step, with records of that time: most alike, two not.
+    let initial = include_str!("../migrations/m20261121_000001_initial.sql");
+    let (_, old_schema) = initial.split_once("CREATE TABLE usage_records").unwrap();
+    let old_row = |id: &str, user: &str, charge: &str, endpoint: &str, optional: &str| {
         format!(
-            "INSERT INTO usage_records VALUES (NULL, '{id}', 'client-1', 'upstream-1', \
-             1790000000123, 1, '{user}', 1, 'alice-laptop', 1, 'main', 'spare', 1, 'one', 'openai', \
-             '/v1/responses', '/responses', 'gpt-4o', 'gpt-5', 'gpt-5-2026', 'gpt-4o→gpt-5', 1, 200, \
-             'ok', 11, 12, 13, 14, 15, 16, 17, 18, 250000000, {charge}, 500000, 'balance', 'priority', \
-             'high', 3, 2, 1234, 321, 'reported', 0, '10.0.0.7', 'openai-\"python\"') \
-             ON CONFLICT (request_id) DO NOTHING RETURNING request_id"
+            "INSERT INTO usage_records VALUES (NULL, {id}, {optional}, {optional}, \
+             1790000000123, 1, '{user}', 1, 'alice-laptop', 1, 'main', {optional}, 1, 'one', 'openai', \
+             '{endpoint}', '/responses', 'gpt-4o', 'gpt-5', 'gpt-5-2026', {optional}, {charge} > 1, 200, \
+             'ok', 11, 12, 13, 14, 15, 16, 17, 18, 250000000, {charge}, 500000, 'balance', {optional}, \
+             {optional}, 3, 2, 1234, iif({optional} IS NULL, NULL, 321), 'reported', {charge} = 1, \
+             {optional}, {optional})"
         )
     };
-    let (dir, store) = filled().await;
-    let ledger = async |store: &Store| {
-        let sql = "SELECT group_concat(id || ' ' || user_id || ' ' || kind || ' ' || amount_nanos \
-                   || ' ' || created_at) || (SELECT seq FROM sqlite_sequence \
-                   WHERE name = 'ledger_entries') FROM ledger_entries ORDER BY id";
-        let row = store
-            .inner
-            .pools
-            .reader
-            .query_one_raw(crate::storage::rows::statement(sql, vec![]))
-            .await;
-        let text: String = row.unwrap().unwrap().try_get_by_index(0).unwrap();
-        text
-    };
-    store.credit("bob", Money(7)).await.unwrap();
-    let entries = ledger(&store).await;
-    let writer = &store.inner.pools.writer;
-    // Back to the schema before this step, with two records of that time.
+    let many = old_row(
+        "'r-' || value",
+        "alice",
+        "125000000",
+        "/v1/responses",
+        "'o\"'",
+    )
+    .replace("VALUES (", "SELECT ")
+    .strip_suffix(')')
+    .unwrap()
+    .to_owned()
+        + " FROM (WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n \
+             WHERE value < 3000) SELECT value FROM n)";
     for sql in [
-        "DROP TRIGGER usage_records_carried_over",
-        "DROP VIEW usage_records_in_context",
         "DROP TABLE usage_entries",
         "DROP TABLE usage_contexts",
-        "DELETE FROM seaql_migrations WHERE version LIKE '%usage_entries'",
-        &old_row("r-1", "alice", "125000000"),
-        &old_row("r-2", "alice", "2"),
+        "DELETE FROM seaql_migrations WHERE version LIKE '%records_in_context'",
+        &format!("CREATE TABLE usage_records{old_schema}"),
+        &many,
+        "DELETE FROM usage_records WHERE id = 5",
+        &old_row("'anna-1'", "anna", "1", "/v1/responses/resp_1", "NULL"),
+        "VACUUM",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
     ] {
         writer.execute_unprepared(sql).await.unwrap();
     }
+    let pages: i64 = ask(&store, "SELECT page_count FROM pragma_page_count").await;
     store.close().await.unwrap();
 
     let store = open(&dir).await;
-    assert_eq!(ledger(&store).await, entries);
-    let writer = &store.inner.pools.writer;
-    for sql in [old_row("r-3", "anna", "3"), old_row("r-3", "anna", "3")] {
-        writer.execute_unprepared(&sql).await.unwrap();
-    }
-    // A request that both programs write counts once.
-    let mut again = record("r-3", "1");
-    again.user_agent = Some("openai-\"python\"".to_owned());
-    let settled = store.settle(&[again.clone()]).await.unwrap();
-    assert_eq!(
-        (settled.inserted, settled.balances[0].1),
-        (0, Money::from_usd(10))
-    );
-    again.request_id = "r-4".to_owned();
-    store.settle(&[again]).await.unwrap();
+    assert_eq!(ask::<String>(&store, ledger).await, entries);
+    let left = "SELECT COUNT(*) FROM sqlite_master WHERE name LIKE '%usage_records%'";
+    assert_eq!(ask::<i64>(&store, left).await, 0, "the old table is gone");
+    let now: i64 = ask(&store, "SELECT page_count FROM pragma_page_count").await;
+    assert!(now <= pages, "{now} pages, of {pages} before");
+    let rows = "SELECT COUNT(*) || ' ' || SUM(id) || ' ' || MAX(id) FROM usage_entries";
+    let ids = format!("3000 {} 3001", 3001 * 3002 / 2 - 5);
+    assert_eq!(ask::<String>(&store, rows).await, ids);
+    let contexts: i64 = ask(&store, "SELECT COUNT(*) FROM usage_contexts").await;
+    assert_eq!(contexts, 2, "alice's and anna's");
 
+    // Written now, a record with the same says the same, and shares its context.
+    let some = || Some("o\"".to_owned());
+    let mut again = record("again", "0.125");
+    again.client_request_id = some();
+    again.upstream_request_id = some();
+    again.fallback_from_group = some();
+    again.model_mapping_chain = some();
+    again.service_tier = some();
+    again.reasoning_effort = some();
+    again.ip = some();
+    again.user_agent = some();
+    let mut known = again.clone();
+    known.request_id = "r-7".to_owned();
+    let settled = store.settle(&[again, known]).await.unwrap();
+    assert_eq!(settled.inserted, 1, "old rows count as written");
+    let contexts: i64 = ask(&store, "SELECT COUNT(*) FROM usage_contexts").await;
+    assert_eq!(contexts, 2);
     let filter = UsageFilter {
         since: at(0),
-        user: Some("alice".to_owned()),
+        user: None,
     };
-    let found = store.usage_records(&filter, None, 10).await.unwrap();
-    let summary: Vec<(&str, &str, Money)> = found
-        .iter()
-        .map(|r| (r.request_id.as_str(), r.user.as_str(), r.charge))
-        .collect();
-    assert_eq!(
-        summary,
-        [
-            ("r-1", "alice", Money(125_000_000)),
-            ("r-2", "alice", Money(2)),
-            ("r-3", "anna", Money(3)),
-            ("r-4", "alice", Money::from_usd(1)),
-        ]
-    );
-    // Old and new rows say the same, field by field, and share their context.
+    let found = store.usage_records(&filter, None, 4000).await.unwrap();
     let fields = |index: usize| {
         let mut json = serde_json::to_value(&found[index]).unwrap();
-        for own in ["request_id", "charge"] {
-            json.as_object_mut().unwrap().remove(own);
-        }
-        json
+        let id = json.as_object_mut().unwrap().remove("request_id").unwrap();
+        (id, json)
     };
-    assert_eq!(fields(0), fields(3));
-    let contexts = "SELECT COUNT(*) FROM usage_contexts";
-    let row = writer
-        .query_one_raw(crate::storage::rows::statement(contexts, vec![]))
-        .await;
-    let contexts: i64 = row.unwrap().unwrap().try_get_by_index(0).unwrap();
-    assert_eq!(contexts, 2, "alice's and anna's");
+    let (last, same) = fields(3000);
+    assert_eq!(last, "again");
+    for index in 0..2999 {
+        let (id, json) = fields(index);
+        assert_eq!(id, format!("r-{}", index + 1 + usize::from(index >= 4)));
+        assert_eq!(json, same);
+    }
+    let (id, anna) = fields(2999);
+    assert_eq!((id, &anna["user"]), ("anna-1".into(), &"anna".into()));
+    assert_eq!(anna["endpoint"], "/v1/responses/resp_1");
+    assert_eq!(
+        (&anna["stream"], &anna["client_disconnected"]),
+        (&Value::Bool(false), &Value::Bool(true))
+    );
+    for field in [
+        "client_request_id",
+        "fallback_from_group",
+        "first_token_ms",
+        "ip",
+    ] {
+        assert_eq!(anna[field], Value::Null, "{field}");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use sea_orm_migration::async_trait::async_trait;
 use sea_orm_migration::prelude::*;
 
-/// Creates `usage_contexts` and `usage_entries` and carries the old records over (expand).
+/// Creates `usage_contexts` and `usage_entries` and carries the old records over: expand and contract in
+/// one, before the first release.
 #[derive(DeriveMigrationName)]
 pub struct Migration;
 
@@ -12,7 +13,7 @@ impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         manager
             .get_connection()
-            .execute_unprepared(include_str!("m20261121_000003_usage_entries.sql"))
+            .execute_unprepared(include_str!("m20261121_000003_records_in_context.sql"))
             .await?;
         Ok(())
     }

@@ -1,6 +1,25 @@
 -- A usage record is one row of `usage_entries` and one of `usage_contexts`, which it shares with
--- all records that say the same of who asked, where it went and how it ended. `usage_records` stays
--- as it was for an older program that still writes to it; nothing reads it any more.
+-- all records that say the same of who asked, where it went and how it ended. What `usage_records`
+-- held moves there.
+
+-- The old rows wait outside the file while their table goes, so that the new rows are put where
+-- they were: the file holds everything once and hardly grows. The context of a row is made once.
+CREATE TEMP TABLE usage_records_moving AS
+SELECT *, json_object(
+    'user_id', user_id, 'user', user_name, 'api_key_id', api_key_id, 'api_key', api_key_name,
+    'group_id', group_id, 'group', group_name, 'fallback_from_group', fallback_from_group,
+    'account_id', account_id, 'account', account_name, 'platform', platform,
+    'endpoint', endpoint, 'upstream_endpoint', upstream_endpoint,
+    'requested_model', requested_model, 'model', model, 'upstream_model', upstream_model,
+    'model_mapping_chain', model_mapping_chain, 'stream', json(iif(stream, 'true', 'false')),
+    'status', status, 'outcome', outcome,
+    'rate_multiplier_millionths', rate_multiplier_millionths, 'billing_type', billing_type,
+    'service_tier', service_tier, 'reasoning_effort', reasoning_effort,
+    'attempts', attempts, 'account_switches', account_switches, 'usage_source', usage_source,
+    'client_disconnected', json(iif(client_disconnected, 'true', 'false')), 'user_agent', user_agent
+) AS details
+FROM main.usage_records;
+DROP TABLE main.usage_records;
 
 CREATE TABLE usage_contexts (
     id           INTEGER NOT NULL PRIMARY KEY,
@@ -38,55 +57,24 @@ CREATE TABLE usage_entries (
     charge_nanos             INTEGER NOT NULL,
     duration_ms              INTEGER NOT NULL,
     first_token_ms           INTEGER,
-    trail                    TEXT                -- JSON list of the attempts; NULL = one or none
+    trail                    TEXT,               -- JSON list of the attempts; NULL = one or none
+    subpath                  TEXT                -- stands for the `*` that ends paths of the context
 ) STRICT;
 CREATE INDEX usage_entries_by_time ON usage_entries (created_at);
 CREATE INDEX usage_entries_by_user ON usage_entries (user_id, created_at);
 
--- Whatever is in the old table, or is put there by an older program that is still running.
-CREATE VIEW usage_records_in_context AS
-SELECT *, json_object(
-    'user_id', user_id, 'user', user_name, 'api_key_id', api_key_id, 'api_key', api_key_name,
-    'group_id', group_id, 'group', group_name, 'fallback_from_group', fallback_from_group,
-    'account_id', account_id, 'account', account_name, 'platform', platform,
-    'endpoint', endpoint, 'upstream_endpoint', upstream_endpoint,
-    'requested_model', requested_model, 'model', model, 'upstream_model', upstream_model,
-    'model_mapping_chain', model_mapping_chain, 'stream', json(iif(stream, 'true', 'false')),
-    'status', status, 'outcome', outcome,
-    'rate_multiplier_millionths', rate_multiplier_millionths, 'billing_type', billing_type,
-    'service_tier', service_tier, 'reasoning_effort', reasoning_effort,
-    'attempts', attempts, 'account_switches', account_switches, 'usage_source', usage_source,
-    'client_disconnected', json(iif(client_disconnected, 'true', 'false')), 'user_agent', user_agent
-) AS details
-FROM usage_records;
-
 INSERT INTO usage_contexts (details)
-SELECT DISTINCT details FROM usage_records_in_context;
+SELECT details FROM temp.usage_records_moving GROUP BY details ORDER BY min(id);
 
 INSERT INTO usage_entries
 SELECT r.id, r.request_id, r.created_at, r.user_id, c.id, r.client_request_id,
        r.upstream_request_id, r.ip, r.input_tokens, r.output_tokens, r.cache_creation_tokens,
        r.cache_creation_5m_tokens, r.cache_creation_1h_tokens, r.cache_read_tokens,
        r.image_output_tokens, r.image_count, r.cost_nanos, r.charge_nanos, r.duration_ms,
-       r.first_token_ms, NULL
-FROM usage_records_in_context r JOIN usage_contexts c ON c.details = r.details
+       r.first_token_ms, NULL, NULL
+FROM temp.usage_records_moving r CROSS JOIN usage_contexts c ON c.details = r.details
 ORDER BY r.id;
-
-CREATE TRIGGER usage_records_carried_over AFTER INSERT ON usage_records
-BEGIN
-    INSERT INTO usage_contexts (details)
-    SELECT details FROM usage_records_in_context WHERE id = NEW.id
-    ON CONFLICT (details) DO NOTHING;
-    INSERT INTO usage_entries
-    SELECT NULL, r.request_id, r.created_at, r.user_id, c.id, r.client_request_id,
-           r.upstream_request_id, r.ip, r.input_tokens, r.output_tokens, r.cache_creation_tokens,
-           r.cache_creation_5m_tokens, r.cache_creation_1h_tokens, r.cache_read_tokens,
-           r.image_output_tokens, r.image_count, r.cost_nanos, r.charge_nanos, r.duration_ms,
-           r.first_token_ms, NULL
-    FROM usage_records_in_context r JOIN usage_contexts c ON c.details = r.details
-    WHERE r.id = NEW.id
-    ON CONFLICT (request_id) DO NOTHING;
-END;
+DROP TABLE temp.usage_records_moving;
 
 -- The ledger once more, with every row and rule as it was: but for `kind IN (…)` SQLite builds a
 -- table of the four words for every row it checks, which was a third of the cost of an entry.
