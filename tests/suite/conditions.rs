@@ -241,7 +241,7 @@ fn rows() -> Vec<Row> {
         served("a listed status of the table", limited(&[("retry-after", "350")]), "limited").with(codes(true)).leaves(limit, seconds(350), "limited, end by retry_after"),
         told("an unlisted status", said(503, "Down"), "unlisted", gateway_error).with(codes(true)),
         told("an unlisted 401", said(401, "Wrong key"), "unlisted", gateway_error).with(codes(true)),
-        told("an unlisted 400", said(400, "Yours"), "unlisted", gateway_error).with(codes(true)),
+        told("an unlisted 400", said(400, "Yours"), "client_fault", own(400, "Yours")).with(codes(true)),
         served("codes that are off", said(401, "Wrong"), "bad_credential").with(codes(false)).leaves("error", Ever, "Authentication failed (401): Wrong"),
         // Rules that take the account out for a while.
         served("a rule", said(503, "Under maintenance"), "failed").with(rules(true)).leaves("temp_unschedulable", seconds(900), "Rule for 503: planned work"),
