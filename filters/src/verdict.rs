@@ -33,8 +33,8 @@ pub enum Verdict {
     Fine,
     /// The client's request is at fault on any account: its status and body are for the client.
     ClientFault,
-    /// A status that the account's custom error codes do not list: nothing is to come of it, and the
-    /// client gets [`crate::reply::errors::upstream_gateway_error`].
+    /// A status that the account's custom error codes do not list and that is not the client's own
+    /// mistake: nothing is to come of it, and the client gets [`crate::reply::errors::upstream_gateway_error`].
     Unlisted,
     /// The account may not be used as it is: its credential, its payment, its permissions.
     BadCredential,
@@ -148,6 +148,9 @@ pub struct Judge<'a> {
     pub credential: CredentialKind,
     /// What the account's options say about errors.
     pub policy: &'a ErrorPolicy,
+    /// Names that the request sent, such as its model, as the client and as the account call it: an
+    /// upstream that repeats them does not say them.
+    pub echoed: &'a [&'a str],
 }
 
 impl Judge<'_> {
@@ -155,9 +158,6 @@ impl Judge<'_> {
     pub fn refusal(&self, refusal: &Refusal<'_>) -> Reading {
         if (100..300).contains(&refusal.status) {
             return Reading::only(Verdict::Fine);
-        }
-        if !self.lists(refusal.status) {
-            return Reading::only(Verdict::Unlisted);
         }
         let said = message::Said::by_body(refusal.body);
         let row = self.row(&table::Answer {
@@ -167,7 +167,16 @@ impl Judge<'_> {
             in_stream: false,
             now: refusal.now,
         });
-        self.apply(refusal.status, row, refusal.body)
+        let verdict = row.verdict;
+        match (self.lists(refusal.status), verdict) {
+            // Change 12 holds for every account.
+            (false, Verdict::ClientFault) => Reading::only(Verdict::ClientFault),
+            (false, _) => Reading::only(Verdict::Unlisted),
+            (true, _) => self.apply(refusal.status, row, || match verdict {
+                Verdict::ClientFault => self.own_words(&said),
+                _ => words::of_body(refusal.body, self.echoed),
+            }),
+        }
     }
 
     /// Reads a failure that a stream reports before it has produced anything, after a status of 200;
@@ -178,7 +187,12 @@ impl Judge<'_> {
         headers: &HeaderMap,
         now: SystemTime,
     ) -> Reading {
-        let status = stream::equivalent_status(self.shape, failure);
+        let message = failure.message.as_deref();
+        let heard = Failure {
+            message: message.map(|text| words::without(text, self.echoed)),
+            ..failure.clone()
+        };
+        let status = stream::equivalent_status(self.shape, &heard);
         let said = message::Said::by_failure(failure);
         let row = self.row(&table::Answer {
             status,
@@ -195,7 +209,11 @@ impl Judge<'_> {
                 ..row
             },
         };
-        self.apply(status, row, stream::text(failure).as_bytes())
+        let verdict = row.verdict;
+        self.apply(status, row, || match verdict {
+            Verdict::ClientFault => self.own_words(&said),
+            _ => stream::text(&heard).to_lowercase(),
+        })
     }
 
     /// No answer: refused, reset, timed out, broken off before any output.
@@ -219,15 +237,21 @@ impl Judge<'_> {
         }
     }
 
-    /// What the account's options make of a row of the table.
-    fn apply(&self, status: u16, row: table::Row, body: &[u8]) -> Reading {
+    /// The upstream's own words of a message, in lower case.
+    fn own_words(&self, said: &message::Said) -> String {
+        let text = said.text.as_deref().unwrap_or_default();
+        words::own(&words::without(text, self.echoed)).to_owned()
+    }
+
+    /// What the account's options make of a row of the table; `said` is what rules are matched with.
+    fn apply(&self, status: u16, row: table::Row, said: impl FnOnce() -> String) -> Reading {
         let pool = self.policy.pool_mode && self.credential == CredentialKind::ApiKey;
         let (mut verdict, mut effect) = (row.verdict, row.effect);
         if pool && self.custom_codes().is_none() {
             effect = Effect::None;
         } else if status != 401
             && self.lists(status)
-            && let Some(rule) = self.policy.rule_for(status, body)
+            && let Some(rule) = self.policy.rule_for(status, said)
         {
             effect = rule.effect();
             if !verdict.fails_over() {

@@ -131,10 +131,19 @@ impl Failure {
 pub struct Judged {
     /// The account.
     pub account: Arc<Account>,
+    /// The model, as the client wrote it.
+    pub model: String,
     /// Whether another account may be tried after this attempt.
     pub may_fail_over: bool,
     /// Whether the same account may be tried again.
     pub may_retry: bool,
+}
+
+impl Judged {
+    /// The model as the client and as the account's upstream call it.
+    fn models(&self) -> [&str; 2] {
+        [&self.model, self.account.upstream_model(&self.model)]
+    }
 }
 
 /// Limits of time that the exchange watches.
@@ -499,7 +508,7 @@ impl Exchange {
         let Some(judged) = self.judged.clone() else {
             return self.write_reply(&errors::upstream_failed());
         };
-        let reading = refusal.reading(&judge(&judged.account), SystemTime::now());
+        let reading = refusal.reading(&judge(&judged.account, &judged.models()), SystemTime::now());
         let failure = Failure {
             status: Some(refusal.status()),
             reading,
@@ -557,7 +566,9 @@ impl Exchange {
             let judged = self.judged.as_ref();
             let (failed_first, has_output, is_full) = (
                 judged.and_then(|judged| {
-                    stream.failed_before_output(&judge(&judged.account), SystemTime::now())
+                    let models = judged.models();
+                    let judge = judge(&judged.account, &models);
+                    stream.failed_before_output(&judge, SystemTime::now())
                 }),
                 stream.has_output(),
                 stream.is_full(),

@@ -100,6 +100,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             lease: choice.lease,
             pool: choice.pool,
             judged: Judged {
+                model: asked.model.clone(),
                 may_fail_over: choice.has_others
                     && ctx.tries.switches < ctx.config.gateway.max_account_switches,
                 may_retry: retry_pause(&account, retries).is_some(),

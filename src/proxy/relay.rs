@@ -644,8 +644,8 @@ impl Refusal {
     }
 }
 
-/// Who reads what this account's upstream answers.
-pub fn judge(account: &Account) -> Judge<'_> {
+/// Who reads what this account's upstream answers to a request that sent the names `echoed`.
+pub fn judge<'a>(account: &'a Account, echoed: &'a [&'a str]) -> Judge<'a> {
     Judge {
         shape: match account.platform {
             Platform::Anthropic => Shape::Anthropic,
@@ -656,6 +656,7 @@ pub fn judge(account: &Account) -> Judge<'_> {
             AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
         },
         policy: &account.error_policy,
+        echoed,
     }
 }
 

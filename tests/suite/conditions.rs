@@ -206,7 +206,7 @@ fn rows() -> Vec<Row> {
         told("422", said(422, "No such thing"), "client_fault", own(422, "No such thing")),
         // 401.
         served("401", error(401, "authentication_error", "invalid_api_key", "Incorrect API key provided: sk-secret1234"), "bad_credential")
-            .leaves("error", Ever, "Authentication failed (401): Incorrect API key provided: sk-***"),
+            .leaves("error", Ever, "Authentication failed (401): Incorrect API key provided"),
         served("401 revoked", error(401, "x", "token_revoked", "Gone"), "bad_credential").leaves("error", Ever, "Token revoked (401): Gone"),
         served("401 invalidated", error(401, "token_invalidated", "x", "Gone"), "bad_credential").leaves("error", Ever, "Token revoked (401): Gone"),
         served("401 detail", Answer::json(401, &json!({ "detail": "Unauthorized" })), "bad_credential").leaves("error", Ever, "Unauthorized (401): Unauthorized"),
@@ -216,6 +216,7 @@ fn rows() -> Vec<Row> {
         served("402 deactivated", Answer::json(402, &json!({ "detail": { "code": "deactivated_workspace" } })), "bad_credential")
             .leaves("error", Ever, "Workspace deactivated (402)"),
         served("403", said(403, "Not you"), "bad_credential").leaves("temp_unschedulable", seconds(600), "Access forbidden (403): Not you"),
+        served("403 for a model", error(403, "invalid_request_error", "model_not_found", "Project `proj_x` does not have access to model `gpt-4o`"), "bad_credential"),
         served("529", said(529, "Busy"), "overloaded").leaves("overloaded", seconds(600), "overloaded"),
         // 429, by who says how long.
         served("both windows", windows(("100", "9000"), ("100", "500")), "limited").leaves(limit, seconds(9000), "limited, end by codex_7d"),
@@ -232,6 +233,8 @@ fn rows() -> Vec<Row> {
             .leaves(limit, Lasts::Millis(250_500), "limited, end by retry_after"),
         served("a retry-after beyond belief", limited(&[("retry-after", "999999999")]), "limited").leaves(limit, seconds(8 * 86_400), "limited, end by retry_after"),
         served("a retry-after of nothing", limited(&[("retry-after", "0")]), "limited"),
+        served("a request too large", error(429, "tokens", "rate_limit_exceeded", "Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 61337.")
+            .header("retry-after", "350"), "limited"),
         served("one model", error(429, "requests", "rate_limit_exceeded", of_model).header("retry-after", "400"), "limited")
             .leaves(limit, seconds(400), "limited, end by retry_after").of_model(),
         served("one model, but the windows say it", error(429, "requests", "rate_limit_exceeded", of_model).header("x-codex-primary-used-percent", "100")
@@ -241,7 +244,7 @@ fn rows() -> Vec<Row> {
         served("a listed status of the table", limited(&[("retry-after", "350")]), "limited").with(codes(true)).leaves(limit, seconds(350), "limited, end by retry_after"),
         told("an unlisted status", said(503, "Down"), "unlisted", gateway_error).with(codes(true)),
         told("an unlisted 401", said(401, "Wrong key"), "unlisted", gateway_error).with(codes(true)),
-        told("an unlisted 400", said(400, "Yours"), "unlisted", gateway_error).with(codes(true)),
+        told("an unlisted 400", said(400, "Yours"), "client_fault", own(400, "Yours")).with(codes(true)),
         served("codes that are off", said(401, "Wrong"), "bad_credential").with(codes(false)).leaves("error", Ever, "Authentication failed (401): Wrong"),
         // Rules that take the account out for a while.
         served("a rule", said(503, "Under maintenance"), "failed").with(rules(true)).leaves("temp_unschedulable", seconds(900), "Rule for 503: planned work"),

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::retry_after::Resets;
+use super::words;
 use crate::usage::Failure;
 
 /// The longest message passed on, in characters.
@@ -124,11 +125,16 @@ impl Said {
         self.resets.wait(now)
     }
 
-    /// `what`, with the message behind it if there is one: for the operator.
+    /// `what`, with the upstream's own words behind it if there are any: for the operator, kept and
+    /// logged. What it quotes, and what stands behind a colon, may be the client's.
     pub fn explain(&self, what: &str) -> String {
         let message = self.text.as_deref().filter(|_| self.is_error);
-        match message.map(sanitise) {
-            Some(message) if !message.is_empty() => reason(&format!("{what}: {message}")),
+        let own = message.map(|text| {
+            let own = words::own(text);
+            own.find(": ").map_or(own, |end| &own[..end]).trim_end()
+        });
+        match own.map(|own| mask_ids(&sanitise(own))) {
+            Some(own) if !own.is_empty() => reason(&format!("{what}: {own}")),
             _ => what.to_owned(),
         }
     }
@@ -237,6 +243,44 @@ fn secret_at(text: &str) -> Option<(usize, usize)> {
         }
     }
     None
+}
+
+/// Tokens of this many characters that mix letters and digits are taken for secrets, characters.
+const ID_LENGTH: usize = 20;
+
+/// Beginnings of identifiers that an operator needs to ask the provider.
+const KNOWN_IDS: [&str; 3] = ["org-", "proj_", "req_"];
+
+/// Masks what may be a secret without looking like one.
+fn mask_ids(text: &str) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(is_part) {
+        let (before, from) = rest.split_at(start);
+        let (run, behind) = from.split_at(from.find(|c| !is_part(c)).unwrap_or(from.len()));
+        let token = run.trim_end_matches('.');
+        out.push_str(before);
+        out.push_str(if is_id(token) { MASK } else { token });
+        out.push_str(&run[token.len()..]);
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
+}
+
+fn is_id(token: &str) -> bool {
+    let is_long = |part: &str| part.len() >= ID_LENGTH;
+    // As the names of models and hosts are.
+    let is_name = token.contains('.') && !token.split(['.', '-', '_']).any(is_long);
+    if is_name || KNOWN_IDS.iter().any(|known| token.starts_with(known)) {
+        return false;
+    }
+    token.split('.').any(|part| {
+        is_long(part)
+            && part.bytes().any(|b| b.is_ascii_alphabetic())
+            && part.bytes().any(|b| b.is_ascii_digit())
+    })
 }
 
 fn starts_with_ignoring_case(text: &str, word: &str) -> bool {
@@ -351,6 +395,42 @@ mod tests {
     }
 
     #[test]
+    fn reasons_hold_the_upstreams_own_words() {
+        #[rustfmt::skip]
+        let rows = [
+            ("Your workspace is gone.", "W: Your workspace is gone."),
+            ("Incorrect API key provided: sk-proj-abcdefgh.", "W: Incorrect API key provided"),
+            ("Project `proj_x` has no access to model `gpt`", "W: Project"),
+            ("Key \"abc\" is wrong", "W: Key"),
+            ("It couldn't be: ours", "W: It couldn't be"),
+            ("'all of it'", "W"),
+            (": x", "W"),
+            ("See https://example.com", "W: See https://example.com"),
+            // Tokens: 19 and 20 characters, of both kinds.
+            ("key a234567890123456789 bad", "W: key a234567890123456789 bad"),
+            ("key a2345678901234567890 bad", "W: key *** bad"),
+            ("key a234567890-23456789_.", "W: key ***."),
+            ("(a2345678901234567890)", "W: (***)"),
+            ("abcdefghijklmnopqrstuvwxyz 12345678901234567890", "W: abcdefghijklmnopqrstuvwxyz 12345678901234567890"),
+            ("org-a2345678901234567890 of proj_a2345678901234567890", "W: org-a2345678901234567890 of proj_a2345678901234567890"),
+            ("request req_011a2345678901234567890", "W: request req_011a2345678901234567890"),
+            ("xorg-a2345678901234567890", "W: ***"),
+            ("model claude-3.5-sonnet-20241022-v2 gone", "W: model claude-3.5-sonnet-20241022-v2 gone"),
+            ("a.a2345678901234567890", "W: ***"),
+            ("schön größe123456789012345678", "W: schön größe123456789012345678"),
+            ("größe1234567890123456789", "W: größ***"),
+        ];
+        for (message, expected) in rows {
+            let body = serde_json::json!({"error": {"message": message}}).to_string();
+            assert_eq!(
+                Said::by_body(body.as_bytes()).explain("W"),
+                expected,
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
     fn long_messages_are_cut() {
         for (length, cut) in [(LONGEST, false), (LONGEST + 1, true)] {
             let body = serde_json::json!({"message": "é".repeat(length)}).to_string();
@@ -367,6 +447,7 @@ mod tests {
             let said = Said::by_body(text.as_bytes());
             prop_assert!(said.explain("").chars().count() <= LONGEST_REASON);
             let _ = upstream_message(text.as_bytes());
+            let _ = mask_ids(&text);
         }
 
         #[test]

@@ -16,7 +16,8 @@ pub struct ErrorPolicy {
     /// [`ErrorPolicy::DEFAULT_POOL_RETRIES`].
     pub pool_mode_retry_count: u32,
     /// When custom error codes are on: the only statuses that mean anything for the account. Any
-    /// other is not failed over and reaches the client as "Upstream gateway error".
+    /// other is not failed over; the client's own mistakes reach it as they are, the rest as "Upstream
+    /// gateway error".
     pub custom_error_codes: Option<Vec<u16>>,
     /// First match wins; evaluated before the rules.
     pub temp_unschedulable_rules: Vec<TempRule>,
@@ -26,18 +27,18 @@ impl ErrorPolicy {
     /// Of `pool_mode_retry_count`, where it is not given (SPEC 7.2).
     pub const DEFAULT_POOL_RETRIES: u32 = 3;
 
-    /// The first rule for an answer with this status and body.
-    pub(super) fn rule_for(&self, status: u16, body: &[u8]) -> Option<&TempRule> {
+    /// The first rule for an answer with this status that says this, in lower case.
+    pub(super) fn rule_for(&self, status: u16, said: impl FnOnce() -> String) -> Option<&TempRule> {
         let mut rules = self
             .temp_unschedulable_rules
             .iter()
             .filter(|rule| rule.error_code == status)
             .peekable();
         rules.peek()?;
-        let body = String::from_utf8_lossy(body).to_lowercase();
+        let said = said();
         rules.find(|rule| {
             let mut words = rule.keywords.iter().map(|word| word.to_lowercase());
-            words.any(|word| !word.is_empty() && body.contains(&word))
+            words.any(|word| !word.is_empty() && said.contains(&word))
         })
     }
 }
@@ -47,7 +48,8 @@ impl ErrorPolicy {
 pub struct TempRule {
     /// The upstream's status.
     pub error_code: u16,
-    /// Any of these in the body, in lower case; compared without regard to case.
+    /// Any of these in the body, in lower case; compared without regard to case. Names that the request
+    /// sent do not count, and of an answer that is the client's fault only the upstream's own words do.
     pub keywords: Vec<String>,
     /// For how long, minutes.
     pub duration_minutes: u32,

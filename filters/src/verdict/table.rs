@@ -74,9 +74,10 @@ impl Judge<'_> {
 
     /// Most 400s are the client's; a few are the provider's bad moment, or about the account.
     fn bad_request(&self, said: &Said) -> Row {
-        let Some(text) = said.text.as_deref().map(str::to_lowercase) else {
+        let Some(text) = said.text.as_deref() else {
             return Row::new(Verdict::ClientFault, Effect::None);
         };
+        let text = words::without(text, self.echoed);
         let accused = if words::accuses(&text, "organization has been disabled") {
             Some("Organization disabled (400)")
         } else if words::accuses(&text, "identity verification is required") {

@@ -35,6 +35,7 @@ fn judge(shape: Shape, credential: CredentialKind, policy: &ErrorPolicy) -> Judg
         shape,
         credential,
         policy,
+        echoed: &[],
     }
 }
 
@@ -684,12 +685,86 @@ fn temporary_rules() {
     assert_eq!(reading.effect, out(7, "Rule for 404: moved"));
 }
 
+#[test]
+fn the_clients_words_match_no_rule_and_no_phrase() {
+    let rules = [400, 404, 503].map(|status| rule(status, &["overloaded"], 5, ""));
+    let policy = ErrorPolicy {
+        temp_unschedulable_rules: rules.to_vec(),
+        ..ErrorPolicy::default()
+    };
+    let disabled = "organization has been disabled";
+    let out = |status: u16| Effect::TempUnschedulable {
+        lasts: minutes(5),
+        reason: format!("Rule for {status}"),
+    };
+    use Verdict::{BadCredential, ClientFault, Failed};
+    #[rustfmt::skip]
+    let rows: [(u16, &[&str], &str, Verdict, Effect); 12] = [
+        (404, &[], "The model `overloaded` does not exist", ClientFault, Effect::None),
+        (404, &["overloaded"], "The model overloaded does not exist", ClientFault, Effect::None),
+        (404, &["a", "Overloaded"], "The model OVERLOADED does not exist", ClientFault, Effect::None),
+        (404, &["gpt-5"], "The model gpt-5 is overloaded", Failed, out(404)),
+        (400, &["x"], "Bad value \"overloaded\"", ClientFault, Effect::None),
+        (400, &["x"], "We are overloaded", Failed, out(400)),
+        (503, &["overloaded"], "No channel for model overloaded", Failed, Effect::Failing),
+        (503, &["x"], "No channel, overloaded", Failed, out(503)),
+        (503, &["x"], "the pool 'p' is overloaded", Failed, out(503)),
+        (400, &[disabled], &format!("No model {disabled}"), ClientFault, Effect::None),
+        (400, &["x"], &format!("Your {disabled}"), BadCredential, error(&format!("Organization disabled (400): Your {disabled}"))),
+        (400, &["error while processing your request"], "No model error while processing your request", ClientFault, Effect::None),
+    ];
+    for (status, echoed, message, verdict, effect) in rows {
+        let judge = Judge {
+            echoed,
+            ..judge(OpenAi, ApiKey, &policy)
+        };
+        let body = json!({"error": {"message": message, "param": echoed.first()}}).to_string();
+        let reading = read(&judge, status, &HeaderMap::new(), &body);
+        assert_eq!(
+            (reading.verdict, reading.effect),
+            (verdict, effect),
+            "{status} {message}"
+        );
+    }
+    // Neither in a stream.
+    let policy = ErrorPolicy {
+        temp_unschedulable_rules: [400, 500]
+            .map(|status| rule(status, &["overloaded"], 5, ""))
+            .to_vec(),
+        ..ErrorPolicy::default()
+    };
+    #[rustfmt::skip]
+    let rows: [(&[&str], &str, &str, Verdict, Effect); 5] = [
+        (&["overloaded"], "server_error", "Model overloaded failed", Failed, Effect::Failing),
+        (&["x"], "server_error", "Model x overloaded", Failed, out(500)),
+        (&["policy"], "server_error", "Model policy failed", Failed, Effect::Failing),
+        (&["x"], "invalid_prompt", "Not 'overloaded'", ClientFault, Effect::None),
+        (&["x"], "invalid_prompt", "Overloaded", Failed, out(400)),
+    ];
+    for (echoed, code, message, verdict, effect) in rows {
+        let judge = Judge {
+            echoed,
+            ..judge(OpenAi, ApiKey, &policy)
+        };
+        let reading = judge.stream_failure(&failure("", code, message), &HeaderMap::new(), now());
+        assert_eq!(
+            (reading.verdict, reading.effect),
+            (verdict, effect),
+            "{message}"
+        );
+    }
+}
+
 /// SPEC 7.5, the second point; 7.6, the last row; 8.6.
 #[test]
 fn custom_error_codes() {
     let policy = ErrorPolicy {
         custom_error_codes: Some(vec![403, 429, 503, 404]),
-        temp_unschedulable_rules: vec![rule(500, &["x"], 1, ""), rule(503, &["x"], 1, "")],
+        temp_unschedulable_rules: vec![
+            rule(400, &["x"], 1, ""),
+            rule(500, &["x"], 1, ""),
+            rule(503, &["x"], 1, ""),
+        ],
         ..ErrorPolicy::default()
     };
     let judged = |credential, status, body| {
@@ -702,9 +777,18 @@ fn custom_error_codes() {
     };
     #[rustfmt::skip]
     let rows = [
-        (400, "x", Verdict::Unlisted, Effect::None),
+        // Change 12 holds.
+        (400, "x", Verdict::ClientFault, Effect::None),
+        (405, "x", Verdict::ClientFault, Effect::None),
+        (409, "x", Verdict::ClientFault, Effect::None),
+        (413, "x", Verdict::ClientFault, Effect::None),
+        (415, "x", Verdict::ClientFault, Effect::None),
+        (422, "x", Verdict::ClientFault, Effect::None),
+        // Of the account or its moment, which is not listed.
+        (400, r#"{"error":{"message":"Your organization has been disabled"}}"#, Verdict::Unlisted, Effect::None),
+        (400, r#"{"error":{"message":"Error while processing your request"}}"#, Verdict::Unlisted, Effect::None),
         (401, "x", Verdict::Unlisted, Effect::None),
-        (422, "x", Verdict::Unlisted, Effect::None),
+        (408, "x", Verdict::Unlisted, Effect::None),
         (500, "x", Verdict::Unlisted, Effect::None),
         (529, "x", Verdict::Unlisted, Effect::None),
         (200, "x", Verdict::Fine, Effect::None),
@@ -733,7 +817,7 @@ fn custom_error_codes() {
         custom_error_codes: Some(Vec::new()),
         ..ErrorPolicy::default()
     };
-    for status in [400, 401, 429, 503, 529] {
+    for status in [401, 402, 403, 408, 429, 503, 529] {
         let reading = read(
             &judge(Anthropic, ApiKey, &none),
             status,
