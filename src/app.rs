@@ -42,6 +42,7 @@ use crate::limits::bodies::BodyBudget;
 use crate::metrics::Metrics;
 use crate::providers::resolve::Resolver;
 use crate::proxy::context::RequestIds;
+use crate::proxy::egress::Egress;
 use crate::proxy::metrics::ProxyMetrics;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::unpriced::UnpricedModels;
@@ -184,11 +185,13 @@ impl App {
             Ok::<_, AppError>((store, directory, keeper))
         })?;
         let money = Arc::new(tokio::sync::Mutex::new(()));
+        let resolver = Arc::new(Resolver::default());
         let rooms = Arc::new(Rooms {
             snapshot: ArcSwap::from_pointee(Snapshot::new(directory, &prices.load())),
             state,
             bodies: BodyBudget::new(config.server.max_inflight_body_bytes),
-            resolver: Resolver::default(),
+            egress: Egress::new(resolver.clone()),
+            resolver,
             scheduler: Scheduler::new(),
             changes: tokio::sync::watch::Sender::new(()),
             metrics: ProxyMetrics::new(&metrics),

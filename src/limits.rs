@@ -1,4 +1,7 @@
 //! Limits: how many requests a user may run and wait with, and how much memory bodies may take.
+//!
+//! The counting is done by the live state, exactly. (`pingora_limits::inflight` estimates: keys that
+//! collide share a count, which may only ever refuse too much, and it cannot hand a unit on.)
 
 pub mod bodies;
 

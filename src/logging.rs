@@ -1,15 +1,21 @@
 //! Log output: one line a record on standard error, as text for people or JSON for machines.
 //!
 //! Rooms log through the `log` macros, with fields as key-value pairs dotted by noun:
-//! `info!(target: "access", "request.id" = id; "served")`. [`init`] is called once, by the program.
+//! `info!("account.id" = id; "resumed")`. The access log, which every request writes, uses
+//! [`write`]. [`init`] is called once, by the program; [`flush`] before it ends.
+
+mod line;
+mod sink;
 
 use std::any::Any;
-use std::fmt::Display;
-use std::io::Write as _;
+use std::cell::RefCell;
+use std::sync::OnceLock;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use log::kv::{self, Key, Value, VisitSource, VisitValue};
-use log::{LevelFilter, Record};
+use chrono::Utc;
+use log::{Level, Log, Metadata, Record};
+
+pub use line::Line;
+use sink::Sink;
 
 use crate::config::{LogFormat, LoggingConfig};
 
@@ -17,22 +23,23 @@ use crate::config::{LogFormat, LoggingConfig};
 /// connection). At more than warnings some of them write out request headers and bodies, that is
 /// keys and prompts: from these only warnings, whatever the level.
 const NOISY: [&str; 6] = ["pingora", "sqlx", "sea_", "hyper", "h2", "rustls"];
-/// Field names that the line itself uses; a pair of that name is written `kv.…`.
-const RESERVED: [&str; 4] = ["ts", "level", "target", "msg"];
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+thread_local! {
+    /// The line this thread is writing, kept for its memory.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Sends log records to standard error from now on, panics among them. A second call changes
 /// nothing.
 pub fn init(config: &LoggingConfig) {
-    let format = config.format;
-    let mut builder = env_logger::Builder::new();
-    // `log::set_max_level` is what decides, so that a running server can be told to say more.
-    builder.filter_level(LevelFilter::Trace);
-    for library in NOISY {
-        builder.filter_module(library, LevelFilter::Warn);
-    }
-    builder.target(env_logger::Target::Stderr);
-    builder.format(move |out, record| out.write_all(&line(format, Utc::now(), record)));
-    if builder.try_init().is_ok() {
+    let logger = LOGGER.get_or_init(|| Logger {
+        format: config.format,
+        sink: Sink::standard_error(),
+    });
+    if log::set_logger(logger).is_ok() {
+        // This is what decides, so that a running server can be told to say more.
         log::set_max_level(config.level);
         std::panic::set_hook(Box::new(|info| {
             let location = info.location().map(ToString::to_string);
@@ -48,8 +55,24 @@ pub fn init(config: &LoggingConfig) {
     }
 }
 
-/// What a panic may say. A text put together at run time may hold anything, a client's data among
-/// it; one that stands in the program cannot. The location tells the rest.
+/// Writes out what is still held back. Nothing is lost when this is the last thing a program does.
+pub fn flush() {
+    if let Some(logger) = LOGGER.get() {
+        logger.sink.flush();
+    }
+}
+
+/// Writes one line at `level` whose fields `fields` adds; cheaper than the `log` macros where there
+/// are many. Nothing happens before [`init`], or when the level that is written is lower.
+pub fn write(level: Level, target: &str, message: &str, fields: impl FnOnce(&mut Line<'_>)) {
+    let Some(logger) = LOGGER.get() else { return };
+    if log::max_level() >= level {
+        logger.line(level, target, message, fields);
+    }
+}
+
+/// A panic's text. One put together at run time may hold anything, a client's data among it; one
+/// that stands in the program cannot. The location tells the rest.
 fn panic_text(payload: &(dyn Any + Send)) -> &'static str {
     payload
         .downcast_ref::<&'static str>()
@@ -57,255 +80,80 @@ fn panic_text(payload: &(dyn Any + Send)) -> &'static str {
         .unwrap_or("(message withheld: it was made at run time)")
 }
 
-/// One record, with its newline. Every request writes one: everything goes straight into the line.
-fn line(format: LogFormat, now: DateTime<Utc>, record: &Record<'_>) -> Vec<u8> {
-    let mut line = Line {
-        text: Vec::with_capacity(768),
-        format,
-    };
-    let time = now.to_rfc3339_opts(SecondsFormat::Millis, true);
-    // Most messages are constants.
-    let made;
-    let message = match record.args().as_str() {
-        Some(constant) => constant,
-        None => {
-            made = record.args().to_string();
-            &made
-        }
-    };
-    match format {
-        LogFormat::Text => {
-            line.push(&time);
-            line.push(" ");
-            line.push(record.level().as_str());
-            line.push(" ");
-            line.push(record.target());
-            line.push(" ");
-            line.push_printable(message);
-        }
-        LogFormat::Json => {
-            line.push("{");
-            line.pair("ts", &Json::Text(&time));
-            line.pair("level", &Json::Text(record.level().as_str()));
-            line.pair("target", &Json::Text(record.target()));
-            line.pair("msg", &Json::Text(message));
-        }
-    }
-    // `Line` never fails; a value that does is left out, the rest of the line is worth having.
-    let _ = record.key_values().visit(&mut line);
-    if format == LogFormat::Json {
-        line.push("}");
-    }
-    line.push("\n");
-    line.text
-}
-
-/// A line that is being written. Writing to memory cannot fail.
-struct Line {
-    text: Vec<u8>,
+struct Logger {
     format: LogFormat,
+    sink: Sink,
 }
 
-/// A value in JSON's terms.
-enum Json<'a> {
-    Text(&'a str),
-    /// A number, `true`, `false` or `null`: stands as it is.
-    Bare(&'a dyn Display),
+impl Logger {
+    fn line(&self, level: Level, target: &str, message: &str, fields: impl FnOnce(&mut Line<'_>)) {
+        LINE.with(|kept| {
+            // A value that logs while it is being logged gets a line of its own.
+            let mut own = Vec::new();
+            let mut kept = kept.try_borrow_mut();
+            let text = kept.as_deref_mut().unwrap_or(&mut own);
+            text.clear();
+            let mut line = Line::begin(text, self.format, Utc::now(), level, target, message);
+            fields(&mut line);
+            line.end();
+            // What is wrong is seen at once, even if nothing else is written any more.
+            self.sink.push(text, level <= Level::Warn);
+        });
+    }
 }
 
-impl Line {
-    fn push(&mut self, text: &str) {
-        self.text.extend_from_slice(text.as_bytes());
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= Level::Warn
+            || !NOISY
+                .iter()
+                .any(|noisy| metadata.target().starts_with(noisy))
     }
 
-    /// A text without anything that would end the line or steer a terminal.
-    fn push_printable(&mut self, text: &str) {
-        if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
-            return self.push(text);
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
         }
-        for c in text.chars() {
-            if c.is_control() {
-                let _ = write!(self.text, "{}", c.escape_default());
-            } else {
-                let _ = write!(self.text, "{c}");
+        // Most messages are constants.
+        let made;
+        let message = match record.args().as_str() {
+            Some(constant) => constant,
+            None => {
+                made = record.args().to_string();
+                &made
             }
-        }
-    }
-
-    fn pair(&mut self, key: &str, value: &Json<'_>) {
-        match self.format {
-            LogFormat::Text => {
-                self.push(" ");
-                self.push_printable(key);
-                self.push("=");
-                match value {
-                    Json::Bare(value) => self.display(value),
-                    Json::Text(text) if is_plain(text) => self.push(text),
-                    Json::Text(text) => self.quoted(text),
-                }
-            }
-            LogFormat::Json => {
-                if !self.text.ends_with(b"{") {
-                    self.push(",");
-                }
-                self.quoted(key);
-                self.push(":");
-                match value {
-                    Json::Bare(value) => self.display(value),
-                    Json::Text(text) => self.quoted(text),
-                }
-            }
-        }
-    }
-
-    fn display(&mut self, value: &dyn Display) {
-        let _ = write!(self.text, "{value}");
-    }
-
-    fn quoted(&mut self, text: &str) {
-        // A text always has a JSON form.
-        let _ = serde_json::to_writer(&mut self.text, text);
-    }
-}
-
-/// Whether a value needs no quotes in a text line.
-fn is_plain(text: &str) -> bool {
-    if text.is_empty() {
-        return false;
-    }
-    if text.is_ascii() {
-        return text
-            .bytes()
-            .all(|b| matches!(b, b'!'..=b'~') && b != b'"' && b != b'=');
-    }
-    !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
-}
-
-impl<'kvs> VisitSource<'kvs> for Line {
-    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        let key = key.as_str();
-        let renamed;
-        let key = if self.format == LogFormat::Json && RESERVED.contains(&key) {
-            renamed = format!("kv.{key}");
-            &renamed
-        } else {
-            key
         };
-        value.visit(Pair { line: self, key })
-    }
-}
-
-/// One pair whose value is about to be seen.
-struct Pair<'a> {
-    line: &'a mut Line,
-    key: &'a str,
-}
-
-impl Pair<'_> {
-    fn bare(&mut self, value: impl Display) -> Result<(), kv::Error> {
-        self.line.pair(self.key, &Json::Bare(&value));
-        Ok(())
+        self.line(record.level(), record.target(), message, |line| {
+            // `Line` never fails; a value that does is left out, the rest is worth having.
+            let _ = record.key_values().visit(line);
+        });
     }
 
-    fn text(&mut self, value: &str) -> Result<(), kv::Error> {
-        self.line.pair(self.key, &Json::Text(value));
-        Ok(())
-    }
-}
-
-impl<'v> VisitValue<'v> for Pair<'_> {
-    fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
-        self.text(&value.to_string())
-    }
-    fn visit_null(&mut self) -> Result<(), kv::Error> {
-        self.bare("null")
-    }
-    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
-        self.bare(value)
-    }
-    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
-        self.bare(value)
-    }
-    fn visit_u128(&mut self, value: u128) -> Result<(), kv::Error> {
-        self.bare(value)
-    }
-    fn visit_i128(&mut self, value: i128) -> Result<(), kv::Error> {
-        self.bare(value)
-    }
-    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
-        if value.is_finite() {
-            self.bare(value)
-        } else {
-            self.text(&value.to_string())
-        }
-    }
-    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
-        self.bare(value)
-    }
-    fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
-        self.text(value)
+    fn flush(&self) {
+        self.sink.flush();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use log::Level;
-
-    fn written(format: LogFormat, message: &str, pairs: &[(&str, Value<'_>)]) -> String {
-        let now = "2026-11-21T00:00:00Z".parse().unwrap();
-        let line = line(
-            format,
-            now,
-            &Record::builder()
-                .level(Level::Info)
-                .target("tollgate::proxy")
-                .args(format_args!("{message}"))
-                .key_values(&pairs)
-                .build(),
-        );
-        String::from_utf8(line).unwrap()
-    }
 
     #[test]
-    fn text_lines_are_for_people() {
-        let pairs = [
-            ("request.id", Value::from("r-1")),
-            ("user_agent", Value::from("a \"b\"\nc")),
-            ("status", Value::from(200)),
-            ("ratio", Value::from(0.5)),
-            ("stream", Value::from(true)),
-            ("empty", Value::from("")),
-        ];
-        assert_eq!(
-            written(LogFormat::Text, "served\nforged \x1b[31m", &pairs),
-            "2026-11-21T00:00:00.000Z INFO tollgate::proxy served\\nforged \\u{1b}[31m \
-             request.id=r-1 user_agent=\"a \\\"b\\\"\\nc\" status=200 ratio=0.5 stream=true empty=\"\"\n"
-        );
-    }
-
-    #[test]
-    fn json_lines_are_objects_with_typed_fields() {
-        let pairs = [
-            ("request.id", Value::from("r-1")),
-            ("status", Value::from(200u16)),
-            ("cost", Value::from(-1i64)),
-            ("nan", Value::from(f64::NAN)),
-            ("any", Value::from_debug(&Some(1))),
-            ("null", Value::null()),
-            ("msg", Value::from("mine")),
-        ];
-        let line = written(LogFormat::Json, "a \"message\"\nin two lines", &pairs);
-        assert_eq!(line.matches('\n').count(), 1);
-        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(
-            object,
-            serde_json::json!({
-                "ts": "2026-11-21T00:00:00.000Z", "level": "INFO", "target": "tollgate::proxy",
-                "msg": "a \"message\"\nin two lines", "request.id": "r-1", "status": 200,
-                "cost": -1, "nan": "NaN", "any": "Some(1)", "null": null, "kv.msg": "mine",
-            })
-        );
+    fn libraries_only_warn() {
+        let logger = Logger {
+            format: LogFormat::Text,
+            sink: Sink::standard_error(),
+        };
+        for (target, level, expected) in [
+            ("tollgate::proxy", Level::Debug, true),
+            ("pingora_core::server", Level::Warn, true),
+            ("pingora_core::server", Level::Info, false),
+            ("h2::codec", Level::Debug, false),
+            ("sqlx::query", Level::Error, true),
+        ] {
+            let metadata = Metadata::builder().target(target).level(level).build();
+            assert_eq!(logger.enabled(&metadata), expected, "{target} {level}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod conditions;
 pub mod contain;
 pub mod context;
 pub mod downstream;
+pub mod egress;
 pub mod exchange;
 pub mod failover;
 pub mod finish;
@@ -48,6 +49,7 @@ use crate::state::LiveState;
 use crate::storage::KeyHasher;
 use contain::{Panicked, contain};
 use context::{Context, RequestIds};
+use egress::Egress;
 use intake::Intake;
 use metrics::ProxyMetrics;
 use snapshot::Snapshot;
@@ -68,7 +70,9 @@ pub struct Rooms {
     /// Memory for request bodies.
     pub bodies: Arc<BodyBudget>,
     /// Names to addresses.
-    pub resolver: Resolver,
+    pub resolver: Arc<Resolver>,
+    /// Connections through egress proxies.
+    pub egress: Arc<Egress>,
     /// Which account serves.
     pub scheduler: Scheduler,
     /// Told whenever `snapshot` is swapped.
@@ -137,7 +141,11 @@ impl ProxyHttp for Gateway {
             Ok(attempt) => attempt?,
             Err(Panicked) => return Err(peer::unserved(ctx, errors::panicked())),
         };
-        let peer = peer::peer(&attempt, &ctx.config.gateway);
+        let mut peer = peer::peer(&attempt, &ctx.config.gateway);
+        if let Some(proxy) = ctx.snapshot.egress(attempt.account.id) {
+            let (account, target) = (&attempt.account, &attempt.target);
+            self.rooms.egress.through(&mut peer, account, proxy, target);
+        }
         ctx.tries.attempts += 1;
         ctx.moments.attempt = Some(attempt.started);
         ctx.attempt = Some(attempt);

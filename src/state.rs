@@ -151,11 +151,12 @@ pub trait LiveState: Send + Sync + 'static {
     fn ticket(&self, user: UserId) -> Ticket;
 
     /// Waits for the first of `wants` to have room, in turn of the users and in the order of the
-    /// tickets. All wants must be of one kind: users' or accounts' slots. Dropping the future leaves
+    /// tickets. All wants must be of one kind: users' or accounts' slots. Of very many it stands in
+    /// line for the first 256 that have a place, so the best come first. Dropping the future leaves
     /// the lines; waiting again with the same ticket is no loss. `max_waiting` bounds the line of
     /// each slot (and of an account's line one user cannot have more than about three quarters, so
-    /// that there is always a place for others); the call fails at once when there is a place in
-    /// none of them. The caller bounds the time.
+    /// that there is a place for others); the call fails at once when there is a place in none of
+    /// them. The caller bounds the time.
     async fn lease_any(
         &self,
         wants: &[Want],

@@ -34,3 +34,12 @@ need_build_tools() {
   { have cc && have make; } || missing+=(build-essential)
   need_packages "${missing[@]}"
 }
+
+# The egress proxies that the tests start.
+need_proxies() {
+  local missing=()
+  have tinyproxy || missing+=(tinyproxy-bin)
+  have microsocks || missing+=(microsocks)
+  have stunnel4 || missing+=(stunnel4)
+  need_packages "${missing[@]}"
+}

@@ -13,6 +13,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 need_build_tools
+need_proxies
 
 failed=()
 say "cargo test"

@@ -6,8 +6,10 @@ target in turn, round after round, so that a disturbance of the machine hits all
   req/s      as wrk counts them (event streams: streams/s)
   CPU us/req user and system time of the proxy process over the round, until its usage records are
              in the database, divided by the requests of the round
-  p50, p99   latency of whole requests, as wrk measures it
-  RSS        of the proxy process, idle before the first round and after the last
+  p50, p99   latency of whole requests, as the load client measures it; with --matrix also what
+             that is above direct, and for event streams the same of the first delta
+  RSS        of the proxy process, idle before the first round and after the last; KiB/stream is
+             what its peak in a round was above that, divided by the streams at once
 
 Medians over the rounds; "spread" is (highest - lowest) / median of the CPU time per request.
 "others" is the CPU time that processes other than the load, the proxy and the fake provider used
@@ -33,6 +35,8 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 KEY = "tg-load-0123456789abcdef"
+# Its group has two accounts; the one that is always chosen first, the provider answers with an error.
+FAILING_KEY = "tg-fail-0123456789abcdef"
 TICK = os.sysconf("SC_CLK_TCK")
 PATH = "/v1/responses"
 BASE = "bare"
@@ -65,12 +69,18 @@ def arguments():
     add("--targets", default="direct,bare,tollgate", help="which, in order")
     add("--other", action="append", default=[], metavar="NAME=URL[,HEADER: VALUE]",
         help="measure a server that is already running, too; its CPU time is not known")
+    add("--matrix", action="store_true",
+        help="everything in turn: event streams, three sizes of bodies at 1, 16 and 64 connections, failover on half of the requests")
+    add("--quick", action="store_true", help="with --matrix: small and short, to see that all of it works")
     add("--instructions", type=int, default=0, metavar="N",
         help="instead of rounds: user-space instructions per request over N requests, counted by callgrind (free of noise; kernel work is not in it)")
     add("--keep", metavar="DIR", help="with --instructions: keep callgrind's output there")
     add("--json", metavar="FILE", help="write everything measured there, too")
     add("--programs", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds = 1, 1
+    return options
 
 
 def free_port():
@@ -124,6 +134,10 @@ class Process:
         status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024
 
+    def forget_peak(self):
+        """From now on VmHWM is the peak since now."""
+        pathlib.Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
     def stop(self):
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
@@ -132,6 +146,40 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.child.kill()
                 self.child.wait()
+
+
+class Cell:
+    """One kind of load, the same for every target."""
+
+    def __init__(self, name, connections, body_size, deltas=0, streams=False, failing=False):
+        self.name, self.connections, self.body_size = name, connections, body_size
+        # `streams`: with our own client, which sees deltas; else wrk. `failing`: every other request
+        # is with the key whose first account fails.
+        self.deltas, self.streams, self.failing = deltas, streams, failing
+        self.model = f"fake-deltas-{deltas}" if deltas else "gpt-5-mini"
+
+    def body(self):
+        head = {"model": self.model, "input": ""}
+        if self.deltas:
+            head["stream"] = True
+        padding = self.body_size - len(json.dumps(head))
+        if padding < 0:
+            sys.exit(f"benches/load: a body has at least {len(json.dumps(head))} bytes")
+        # Words, as in a prompt: neither spaces only nor one endless string without escapes.
+        head["input"] = ("word " * (padding // 5 + 1))[:padding]
+        return json.dumps(head)
+
+
+def matrix(quick):
+    """Streams first: what they leave in memory is theirs."""
+    many = 50 if quick else 500
+    cells = [Cell(f"{many} streams of 64 deltas", many, 1024, deltas=64, streams=True)]
+    sizes = {"1 KiB": 1 << 10, "64 KiB + 1": (64 << 10) + 1, "400 KiB": 400 << 10}
+    for name, body in sizes.items():
+        for connections in [16] if quick else [1, 16, 64]:
+            cells.append(Cell(f"{name} bodies, {connections} connections", connections, body))
+    cells.append(Cell("1 KiB bodies, 16 connections, every other request fails over", 16, 1024, failing=True))
+    return cells
 
 
 class Target:
@@ -155,6 +203,11 @@ class Target:
         found = re.search(rf"^tollgate_{name} (\S+)$", text, re.M)
         return float(found[1]) if found else None
 
+    def failovers(self):
+        """Changes of account so far, whatever their reason."""
+        text = answers(f"{self.admin}/metrics") or "" if self.admin else ""
+        return sum(float(n) for n in re.findall(r"^tollgate_failovers_total\{.*\} (\S+)$", text, re.M))
+
 
 def start_upstream(options):
     process = Process([options.programs / "fake-upstream", "--threads", "1"], out=subprocess.PIPE)
@@ -169,7 +222,7 @@ def start_bare(options, upstream, wrap=()):
     return Target(BASE, f"http://127.0.0.1:{port}", process)
 
 
-def start_tollgate(options, upstream, data, model, wrap=()):
+def start_tollgate(options, upstream, data, models, wrap=()):
     port, admin = free_port(), free_port()
     env = {
         "PATH": os.environ.get("PATH", ""),
@@ -180,18 +233,26 @@ def start_tollgate(options, upstream, data, model, wrap=()):
         "TOLLGATE_LOGGING__LEVEL": options.log_level,
         "TOLLGATE_SECURITY__SECRET": "the secret of the load comparison",
     }
+    def account(name, group, key, priority=50):
+        return {
+            "name": name, "platform": "openai", "groups": [group], "concurrency": 1000, "priority": priority,
+            "credentials": {"api_key": key, "base_url": upstream},
+        }
+
     resources = {
-        "groups": [{"name": "main", "platform": "openai"}],
+        "groups": [{"name": "main", "platform": "openai"}, {"name": "failing", "platform": "openai"}],
         "accounts": [
-            {
-                "name": f"a{n}", "platform": "openai", "groups": ["main"], "concurrency": 1000,
-                "credentials": {"api_key": f"sk-load-{n}", "base_url": upstream},
-            }
-            for n in range(options.accounts)
+            *(account(f"a{n}", "main", f"sk-load-{n}") for n in range(options.accounts)),
+            account("good", "failing", "sk-load-good"),
+            # The fake provider answers this one with 500, for which no account cools down.
+            account("bad", "failing", "sk-fake-500", priority=1),
         ],
         "users": [{"name": "load", "balance": "1000000.00", "concurrency": 0}],
-        "api_keys": [{"name": "load-key", "key": KEY, "user": "load", "group": "main"}],
-        "prices": {model: {"input_cost_per_token": 0.00000025, "output_cost_per_token": 0.000002}},
+        "api_keys": [
+            {"name": "load-key", "key": KEY, "user": "load", "group": "main"},
+            {"name": "failing-key", "key": FAILING_KEY, "user": "load", "group": "failing"},
+        ],
+        "prices": {m: {"input_cost_per_token": 0.00000025, "output_cost_per_token": 0.000002} for m in models},
     }
     program = options.programs / "tollgate"
     subprocess.run([program, "apply", "-f", "-"], input=json.dumps(resources), text=True, env=env,
@@ -203,18 +264,6 @@ def start_tollgate(options, upstream, data, model, wrap=()):
     ready_ms = (time.monotonic() - began) * 1000
     until("its listener", lambda: accepts(port))
     return Target("tollgate", f"http://127.0.0.1:{port}", process, admin=url, ready_ms=ready_ms)
-
-
-def request_body(options, model):
-    head = {"model": model, "input": ""}
-    if options.stream:
-        head["stream"] = True
-    padding = options.body_size - len(json.dumps(head))
-    if padding < 0:
-        sys.exit(f"benches/load: a body has at least {len(json.dumps(head))} bytes")
-    # Words, as in a prompt: neither spaces only nor one endless string without escapes.
-    head["input"] = ("word " * (padding // 5 + 1))[:padding]
-    return json.dumps(head)
 
 
 def machine():
@@ -229,31 +278,43 @@ def children():
     return usage.ru_utime + usage.ru_stime
 
 
-def run_wrk(target, options, body, seconds):
-    env = dict(os.environ, LOAD_BODY=str(body), LOAD_KEY=KEY, LOAD_HEADER=target.header)
-    out = subprocess.run(
-        ["wrk", "-t1", f"-c{options.connections}", f"-d{seconds}s", "--timeout", "30s", "--latency",
-         "-s", str(HERE / "post.lua"), target.url + PATH],
-        env=env, check=True, capture_output=True, text=True,
-    ).stdout
+def run_load(target, options, cell, body, seconds):
+    env = dict(os.environ, LOAD_BODY=str(body), LOAD_KEY=KEY, LOAD_HEADER=target.header,
+               LOAD_OTHER_KEY=FAILING_KEY if cell.failing else "")
+    if cell.streams:
+        address = urllib.parse.urlparse(target.url).netloc
+        command = [options.programs / "examples/stream_load", address, PATH, cell.connections, seconds, cell.deltas]
+    else:
+        command = ["wrk", "-t1", f"-c{cell.connections}", f"-d{seconds}s", "--timeout", "30s", "--latency",
+                   "-s", HERE / "post.lua", target.url + PATH]
+    out = subprocess.run([str(c) for c in command], env=env, check=True, capture_output=True, text=True).stdout
     found = re.search(r"^LOAD (.*)$", out, re.M)
     if not found:
-        sys.exit(f"benches/load: wrk said\n{out}")
+        sys.exit(f"benches/load: the load client said\n{out}")
     return json.loads(found[1])
 
 
-def measure(target, options, body, upstream):
+def measure(target, options, cell, body, upstream):
     busy, total = machine()
-    own = children() + upstream.cpu() + (target.process.cpu() if target.process else 0)
-    cpu = target.process.cpu() if target.process else 0
-    result = run_wrk(target, options, body, options.seconds)
+    process = target.process
+    own = children() + upstream.cpu() + (process.cpu() if process else 0)
+    cpu, failovers = process.cpu() if process else 0, target.failovers()
+    if process:
+        process.forget_peak()
+    before = process.memory() if process else 0
+    result = run_load(target, options, cell, body, options.seconds)
     target.settle()
     if result["bad_status"] or result["errors"] or not result["requests"]:
         sys.exit(f"benches/load: {target.name}: requests failed: {result}")
-    if target.process:
-        result["cpu_us"] = (target.process.cpu() - cpu) * 1e6 / result["requests"]
-        result["rss_mib"] = target.process.memory()
-    own = children() + upstream.cpu() + (target.process.cpu() if target.process else 0) - own
+    if process:
+        result["cpu_us"] = (process.cpu() - cpu) * 1e6 / result["requests"]
+        result["rss_mib"] = process.memory()
+        result["peak_mib"] = process.memory("VmHWM")
+        if cell.streams:
+            result["before_mib"] = before
+        if cell.failing and target.admin:
+            result["failovers"] = (target.failovers() - failovers) / result["requests"]
+    own = children() + upstream.cpu() + (process.cpu() if process else 0) - own
     busy_now, total_now = machine()
     result["others"] = max(0.0, (busy_now - busy - own) / (total_now - total))
     result["rps"] = result["requests"] * 1e6 / result["duration_us"]
@@ -262,57 +323,81 @@ def measure(target, options, body, upstream):
           f"others {result['others']:.0%}", file=sys.stderr, flush=True)
 
 
-def summary(target, base):
+def summary(target, cell, base, direct):
     def median(field):
         values = [r[field] for r in target.rounds if field in r]
         return statistics.median(values) if values else None
 
-    # A disturbance hits neighbours in a round alike: the ratio is taken round by round.
-    def ratio(field):
-        if base is None:
+    # A disturbance hits neighbours in a round alike: they are compared round by round.
+    def against(other, field, compare):
+        if other is None:
             return None
-        pairs = [(r[field], b[field]) for r, b in zip(target.rounds, base.rounds) if field in r and field in b]
-        return statistics.median(r / b for r, b in pairs) if pairs else None
+        pairs = [(r[field], b[field]) for r, b in zip(target.rounds, other.rounds) if field in r and field in b]
+        return statistics.median(compare(r, b) for r, b in pairs) if pairs else None
+
+    def ratio(field):
+        return against(base, field, lambda mine, theirs: mine / theirs)
+
+    def added(field):
+        return against(direct, field, lambda mine, theirs: mine - theirs)
 
     cpu = [r["cpu_us"] for r in target.rounds if "cpu_us" in r]
+    per_stream = [(r["peak_mib"] - target.idle) * 1024 / cell.connections for r in target.rounds if "before_mib" in r]
     return {
         "target": target.name,
         "rps": median("rps"), "rps_ratio": ratio("rps"),
         "cpu_us": median("cpu_us"), "cpu_ratio": ratio("cpu_us"),
         "cpu_spread": (max(cpu) - min(cpu)) / statistics.median(cpu) if cpu else None,
+        "cpu_us_per_delta": median("cpu_us") / cell.deltas if cpu and cell.deltas else None,
         "p50_us": median("p50_us"), "p99_us": median("p99_us"),
+        "added_p50_us": added("p50_us"), "added_p99_us": added("p99_us"),
+        "added_first_p50_us": added("first_p50_us"), "added_first_p99_us": added("first_p99_us"),
         "rss_idle_mib": target.idle,
         "rss_after_mib": target.process.memory() if target.process else None,
+        "kib_per_stream": max(per_stream) if per_stream else None,
+        "failovers_per_request": median("failovers"),
         "ready_ms": target.ready_ms,
         "others": median("others"),
         "rounds": target.rounds,
     }
 
 
+COLUMNS = [  # title, field, format
+    ("req/s", "rps", ".0f"), ("ratio", "rps_ratio", ".2f"),
+    ("CPU us/req", "cpu_us", ".1f"), ("ratio", "cpu_ratio", ".2f"), ("spread", "cpu_spread", ".0%"),
+    ("us/delta", "cpu_us_per_delta", ".2f"),
+    ("p50 us", "p50_us", ".0f"), ("p99 us", "p99_us", ".0f"),
+    ("+p50", "added_p50_us", "+.0f"), ("+p99", "added_p99_us", "+.0f"),
+    ("+first p50", "added_first_p50_us", "+.0f"), ("+first p99", "added_first_p99_us", "+.0f"),
+    ("idle MiB", "rss_idle_mib", ".1f"), ("after MiB", "rss_after_mib", ".1f"),
+    ("KiB/stream", "kib_per_stream", ".0f"), ("failovers/req", "failovers_per_request", ".2f"),
+    ("others", "others", ".0%"),
+]
+
+
 def table(rows):
-    def text(value, form):
-        return "-" if value is None else format(value, form)
-
-    print(f"{'':<10} {'req/s':>9} {'ratio':>6} {'CPU us/req':>11} {'ratio':>6} {'spread':>7} "
-          f"{'p50 us':>8} {'p99 us':>8} {'idle MiB':>9} {'after MiB':>10} {'others':>7}")
+    """Columns that say something."""
+    columns = [c for c in COLUMNS if any(r[c[1]] is not None for r in rows)]
+    print(f"{'':<10}" + "".join(f" {title:>{max(len(title), 7)}}" for title, _, _ in columns))
     for r in rows:
-        print(f"{r['target']:<10} {text(r['rps'], '.0f'):>9} {text(r['rps_ratio'], '.2f'):>6} "
-              f"{text(r['cpu_us'], '.1f'):>11} {text(r['cpu_ratio'], '.2f'):>6} {text(r['cpu_spread'], '.0%'):>7} "
-              f"{text(r['p50_us'], '.0f'):>8} {text(r['p99_us'], '.0f'):>8} {text(r['rss_idle_mib'], '.1f'):>9} "
-              f"{text(r['rss_after_mib'], '.1f'):>10} {text(r['others'], '.0%'):>7}")
+        cells = (("-" if r[f] is None else format(r[f], form)).rjust(max(len(title), 7)) for title, f, form in columns)
+        print(f"{r['target']:<10} " + " ".join(cells), flush=True)
 
 
-def rounds(options, targets, body, upstream):
+def rounds(options, targets, cell, scratch, upstream):
+    body = scratch / "body"
+    body.write_text(cell.body())
     for target in targets:  # warm: connections, caches, branch predictors
-        run_wrk(target, options, body, 1)
+        target.rounds = []
+        run_load(target, options, cell, body, 1)
         target.settle()
     for number in range(options.rounds):
-        print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
+        print(f"{cell.name}: round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
         shift = number % len(targets)
         for target in targets[shift:] + targets[:shift]:
-            measure(target, options, body, upstream)
-    base = next((t for t in targets if t.name == BASE), None)
-    return [summary(target, base) for target in targets]
+            measure(target, options, cell, body, upstream)
+    named = {t.name: t for t in targets}
+    return [summary(target, cell, named.get(BASE), named.get("direct")) for target in targets]
 
 
 # ---- instructions
@@ -388,8 +473,10 @@ def control(target, command):
 
 def main():
     options = arguments()
-    model = f"fake-deltas-{options.stream}" if options.stream else "gpt-5-mini"
-    body = request_body(options, model)
+    single = Cell("", options.connections, options.body_size, deltas=options.stream)
+    single.name = f"{single.body_size} B bodies, {single.connections} connections" + (
+        f", streams of {single.deltas} deltas" if single.deltas else "")
+    cells = matrix(options.quick) if options.matrix else [single]
     names = options.targets.split(",")
     started = []
     # SIGTERM ends everything, as ^C does.
@@ -399,18 +486,16 @@ def main():
         try:
             upstream, url = start_upstream(options)
             started.append(upstream)
-            file = scratch / "body"
-            file.write_text(body)
             starters = {
                 "direct": lambda wrap=(): Target("direct", url),
                 BASE: lambda wrap=(): start_bare(options, url, wrap),
-                "tollgate": lambda wrap=(): start_tollgate(options, url, scratch / "data", model, wrap),
+                "tollgate": lambda wrap=(): start_tollgate(
+                    options, url, scratch / "data", {cell.model for cell in cells}, wrap),
             }
-            what = f"{options.body_size} B bodies, " + (f"streams of {options.stream} deltas, " if options.stream else "")
             if options.instructions:
-                rows = [instructions(options, starters[n], body, scratch) for n in names if n != "direct"]
+                rows = [instructions(options, starters[n], single.body(), scratch) for n in names if n != "direct"]
                 base = next((r["instructions"] for r in rows if r["target"] == BASE), None)
-                print(f"{what}{options.instructions} requests under callgrind")
+                print(f"{single.body_size} B bodies, {options.instructions} requests under callgrind")
                 for r in rows:
                     ratio = f"{r['instructions'] / base:.2f}" if base else "-"
                     print(f"{r['target']:<10} {r['instructions']:>11,.0f} instructions/req  ratio {ratio}")
@@ -424,13 +509,17 @@ def main():
                 time.sleep(0.5)  # idle memory is what is there when the start is over
                 for target in targets:
                     target.idle = target.process and target.process.memory()
-                rows = rounds(options, targets, file, upstream)
-                print(f"{what}{options.connections} connections, {options.rounds} rounds of {options.seconds} s, "
-                      f"{options.threads} threads, {os.cpu_count()} cores shared by load, proxy and provider")
-                table(rows)
-                for r in rows:
-                    if r["ready_ms"]:
-                        print(f"{r['target']} ready {r['ready_ms']:.0f} ms after its start")
+                print(f"{options.rounds} rounds of {options.seconds} s, {options.threads} threads, "
+                      f"{os.cpu_count()} cores shared by load, proxy and provider; ratios to {BASE}")
+                rows = []
+                for cell in cells:
+                    found = rounds(options, targets, cell, scratch, upstream)
+                    print(f"\n{cell.name}")
+                    table(found)
+                    rows += [{"cell": cell.name, **row} for row in found]
+                for target in targets:
+                    if target.ready_ms:
+                        print(f"\n{target.name} ready {target.ready_ms:.0f} ms after its start")
             if options.json:
                 keys = vars(options) | {"programs": str(options.programs)}
                 pathlib.Path(options.json).write_text(json.dumps({"options": keys, "results": rows}, indent=1) + "\n")

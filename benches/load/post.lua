@@ -1,6 +1,7 @@
 -- wrk script: POSTs one body, over and over. Reads from the environment:
 --   LOAD_BODY  file with the body
 --   LOAD_KEY   bearer token
+--   LOAD_OTHER_KEY  bearer token of every other request (may be empty: of none)
 --   LOAD_HEADER  one more header, "name: value" (may be empty)
 -- Prints one line of JSON for load.py at the end.
 
@@ -13,6 +14,20 @@ wrk.headers["Authorization"] = "Bearer " .. os.getenv("LOAD_KEY")
 local name, value = string.match(os.getenv("LOAD_HEADER") or "", "^([^:]+):%s*(.*)$")
 if name then
   wrk.headers[name] = value
+end
+
+local other = os.getenv("LOAD_OTHER_KEY") or ""
+if other ~= "" then
+  local requests, turn = {}, 0
+  function init()
+    local first = wrk.format()
+    wrk.headers["Authorization"] = "Bearer " .. other
+    requests = { [0] = first, wrk.format() }
+  end
+  function request()
+    turn = 1 - turn
+    return requests[turn]
+  end
 end
 
 function done(summary, latency, requests)

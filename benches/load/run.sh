@@ -5,6 +5,8 @@
 #   benches/load/run.sh                                   1 KiB bodies, 64 connections, 5 rounds of 5 s
 #   benches/load/run.sh --connections 16 --body-size 400K
 #   benches/load/run.sh --stream 64                       event streams of 64 deltas
+#   benches/load/run.sh --matrix                          all kinds of load in turn (about 20 minutes)
+#   benches/load/run.sh --matrix --quick                  the same, only to see that it works (one minute)
 #   benches/load/run.sh --help                            all options
 #
 # wrk is installed from Debian when it is missing and apt may be used. TOLLGATE_LOAD_BUILD=0 takes
@@ -30,6 +32,6 @@ need python3 python3-minimal
 if [ "${TOLLGATE_LOAD_BUILD:-1}" = 1 ]; then
   # One command: two would build shared dependencies twice, with different features.
   cargo build --release --quiet -p tollgate -p tollgate-test-support \
-    --bin tollgate --bin fake-upstream --example bare_proxy
+    --bin tollgate --bin fake-upstream --example bare_proxy --example stream_load
 fi
 exec python3 "$here/load.py" --programs "${CARGO_TARGET_DIR:-$root/target}/release" "$@"

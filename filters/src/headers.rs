@@ -11,35 +11,31 @@ pub use client_ip::client_ip;
 pub use framing::{AmbiguousFraming, framing};
 
 use http::header::CONNECTION;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Request headers that mean something to an OpenAI upstream and nothing to anyone between.
 /// `accept-encoding` is not among them: the answer has to be readable to us.
-const OPENAI_REQUEST: [&str; 9] = [
-    "accept",
-    "accept-language",
-    "content-type",
-    "conversation_id",
-    "originator",
-    "session_id",
-    "user-agent",
-    "x-codex-turn-metadata",
-    "x-codex-turn-state",
-];
+fn is_openai_request(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "accept"
+            | "accept-language"
+            | "content-type"
+            | "conversation_id"
+            | "originator"
+            | "session_id"
+            | "user-agent"
+            | "x-codex-turn-metadata"
+            | "x-codex-turn-state"
+    )
+}
 
-/// Copies the request headers an OpenAI upstream may see from `from` to `to`, where they replace
-/// what stood under the same name.
-pub fn forward_openai(from: &HeaderMap, to: &mut HeaderMap) {
-    for name in OPENAI_REQUEST {
-        if !from.contains_key(name) || is_nominated(from, name) {
-            continue;
-        }
-        let name = HeaderName::from_static(name);
-        to.remove(&name);
-        for value in from.get_all(&name) {
-            to.append(&name, value.clone());
-        }
-    }
+/// The client's request headers that an OpenAI upstream may see.
+pub fn openai_request(from: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    let nominates = from.contains_key(CONNECTION);
+    from.iter().filter(move |(name, _)| {
+        is_openai_request(name) && !(nominates && is_nominated(from, name.as_str()))
+    })
 }
 
 /// Whether the client's `Connection` header makes `name` a matter of its own connection only.
@@ -86,7 +82,26 @@ pub fn is_response_header_allowed(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+
+    const OPENAI_REQUEST: [&str; 9] = [
+        "accept",
+        "accept-language",
+        "content-type",
+        "conversation_id",
+        "originator",
+        "session_id",
+        "user-agent",
+        "x-codex-turn-metadata",
+        "x-codex-turn-state",
+    ];
+
+    fn passed(from: &HeaderMap) -> HeaderMap {
+        let mut to = HeaderMap::new();
+        for (name, value) in openai_request(from) {
+            to.append(name, value.clone());
+        }
+        to
+    }
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -102,8 +117,7 @@ mod tests {
     #[test]
     fn request_headers_that_pass() {
         for name in OPENAI_REQUEST {
-            let mut to = HeaderMap::new();
-            forward_openai(&map(&[(name, "a"), (name, "b")]), &mut to);
+            let to = passed(&map(&[(name, "a"), (name, "b")]));
             let passed: Vec<_> = to.get_all(name).iter().collect();
             assert_eq!(passed, ["a", "b"], "{name}");
             assert_eq!(to.len(), 2, "{name}");
@@ -144,28 +158,8 @@ mod tests {
             "x-stainless-timeout",
         ];
         for name in names {
-            let mut to = HeaderMap::new();
-            forward_openai(&map(&[(name, "a")]), &mut to);
-            assert!(to.is_empty(), "{name}");
+            assert!(passed(&map(&[(name, "a")])).is_empty(), "{name}");
         }
-    }
-
-    #[test]
-    fn the_clients_value_replaces_what_was_there() {
-        let mut to = map(&[
-            ("user-agent", "ours"),
-            ("accept", "ours"),
-            ("x-other", "ours"),
-        ]);
-        forward_openai(&map(&[("user-agent", "theirs")]), &mut to);
-        assert_eq!(
-            to,
-            map(&[
-                ("accept", "ours"),
-                ("x-other", "ours"),
-                ("user-agent", "theirs")
-            ])
-        );
     }
 
     #[test]
@@ -177,9 +171,7 @@ mod tests {
             ("originator", "o"),
             ("conversation_id", "c"),
         ]);
-        let mut to = HeaderMap::new();
-        forward_openai(&from, &mut to);
-        assert_eq!(to, map(&[("conversation_id", "c")]));
+        assert_eq!(passed(&from), map(&[("conversation_id", "c")]));
     }
 
     #[test]

@@ -37,9 +37,12 @@ impl<'a> Text<'a> {
 
     /// The bytes meant, escapes resolved.
     pub fn name(&self) -> Cow<'a, [u8]> {
-        match self.decode() {
-            Some(Cow::Owned(text)) => Cow::Owned(text.into_bytes()),
-            _ => Cow::Borrowed(self.raw),
+        if !self.escaped {
+            return Cow::Borrowed(self.raw);
+        }
+        match unescape(self.raw) {
+            Some(text) => Cow::Owned(text.into_bytes()),
+            None => Cow::Borrowed(self.raw),
         }
     }
 
@@ -144,6 +147,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Steps over white space and tells where the next token begins.
+    #[inline]
     pub fn start(&mut self) -> usize {
         while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
             self.at += 1;
@@ -204,22 +208,26 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
+    #[inline]
     fn next(&mut self) -> Result<u8, Malformed> {
         let byte = self.peek().ok_or(Malformed)?;
         self.at += 1;
         Ok(byte)
     }
 
+    #[inline]
     fn eat(&mut self, byte: u8) -> bool {
         let here = self.peek() == Some(byte);
         self.at += usize::from(here);
         here
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8) -> Result<(), Malformed> {
         if self.eat(byte) {
             Ok(())
@@ -378,12 +386,38 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn string(&mut self) -> Result<Text<'a>, Malformed> {
         let start = self.at;
         self.expect(b'"')?;
+        // Most strings are short and plain: their end is in one of the next few words.
+        let near = self.bytes.get(self.at..).unwrap_or_default();
+        let (words, _) = near.as_chunks::<8>();
+        for (index, word) in words.iter().take(NEAR / 8).enumerate() {
+            let found = special(u64::from_le_bytes(*word));
+            if found != 0 {
+                let end = index * 8 + found.trailing_zeros() as usize / 8;
+                if near.get(end) != Some(&b'"') {
+                    break;
+                }
+                self.at += end + 1;
+                return Ok(Text {
+                    raw: &near[..end],
+                    start,
+                    escaped: false,
+                });
+            }
+        }
+        self.any_string(start)
+    }
+
+    /// A string whose opening quote, at `start`, has been read.
+    #[inline(never)]
+    fn any_string(&mut self, start: usize) -> Result<Text<'a>, Malformed> {
         let mut escaped = false;
         loop {
-            self.at += stop(&self.bytes[self.at..]).ok_or(Malformed)?;
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            self.at += stop(rest).ok_or(Malformed)?;
             match self.next()? {
                 b'"' => break,
                 b'\\' => {

@@ -4,9 +4,6 @@
 use crate::reply::ErrorReply;
 use crate::reply::errors;
 
-/// Statuses that an upstream can send.
-const STATUSES: std::ops::RangeInclusive<u16> = 100..=599;
-
 /// Statuses that an error can have.
 const ERROR_STATUSES: std::ops::RangeInclusive<u16> = 400..=599;
 
@@ -44,61 +41,7 @@ pub struct Rule {
     pub description: String,
 }
 
-/// A mistake in a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The field it is about, as the resources call it.
-    pub field: &'static str,
-    /// What is wrong with it and what it should be.
-    pub message: String,
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.field, self.message)
-    }
-}
-
 impl Rule {
-    /// All that is wrong with it by itself; that names are unique and platforms exist is for others to
-    /// check.
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut wrong = |field, message: String| problems.push(Problem { field, message });
-        if self.name.trim().is_empty() {
-            wrong("name", "must not be blank".to_owned());
-        }
-        if self.error_codes.is_empty() && self.keywords.is_empty() {
-            let message = "give error_codes, keywords or both, or the rule never matches";
-            wrong("error_codes", message.to_owned());
-        }
-        for code in self.error_codes.iter().filter(|c| !STATUSES.contains(c)) {
-            wrong("error_codes", format!("{code} is not within 100 to 599"));
-        }
-        if self.keywords.iter().any(|word| word.trim().is_empty()) {
-            wrong("keywords", "must not be blank".to_owned());
-        }
-        if self.platforms.iter().any(|name| name.trim().is_empty()) {
-            wrong("platforms", "must not be blank".to_owned());
-        }
-        match self.response_code {
-            Some(code) if !ERROR_STATUSES.contains(&code) => {
-                wrong("response_code", format!("{code} is not within 400 to 599"));
-            }
-            None if !self.passthrough_code => {
-                let message = "needed when passthrough_code is false";
-                wrong("response_code", message.to_owned());
-            }
-            _ => {}
-        }
-        let message = self.custom_message.as_deref().unwrap_or_default();
-        if !self.passthrough_body && message.trim().is_empty() {
-            let message = "needed when passthrough_body is false";
-            wrong("custom_message", message.to_owned());
-        }
-        problems
-    }
-
     /// What the client gets for an upstream's error with this status and body. Its message is without
     /// secrets and bounded; a status that is no error's becomes 502.
     pub fn reply(&self, status: u16, body: &[u8]) -> ErrorReply {
@@ -387,41 +330,6 @@ mod tests {
         // Even where Anthropic has a name for the status.
         let body = rule(&[], &[]).reply(404, b"").body(Dialect::Anthropic);
         assert!(body.windows(14).any(|part| part == b"upstream_error"));
-    }
-
-    #[test]
-    fn mistakes() {
-        let good = || rule(&[429], &[]);
-        #[rustfmt::skip]
-        let rows: [(Rule, &[&str]); 17] = [
-            (good(), &[]),
-            (rule(&[], &["busy"]), &[]),
-            (rule(&[100, 599], &["busy"]), &[]),
-            (Rule { passthrough_code: false, response_code: Some(400), ..good() }, &[]),
-            (Rule { passthrough_code: false, response_code: Some(599), ..good() }, &[]),
-            (Rule { passthrough_body: false, custom_message: Some("m".into()), ..good() }, &[]),
-            (Rule { name: " ".into(), ..good() }, &["name"]),
-            (rule(&[], &[]), &["error_codes"]),
-            (rule(&[99, 200, 600], &[]), &["error_codes", "error_codes"]),
-            (rule(&[429], &["a", ""]), &["keywords"]),
-            (Rule { platforms: vec!["".into()], ..good() }, &["platforms"]),
-            (Rule { passthrough_code: false, ..good() }, &["response_code"]),
-            (Rule { response_code: Some(399), ..good() }, &["response_code"]),
-            (Rule { passthrough_code: false, response_code: Some(600), ..good() }, &["response_code"]),
-            (Rule { passthrough_body: false, ..good() }, &["custom_message"]),
-            (Rule { passthrough_body: false, custom_message: Some(" ".into()), ..good() }, &["custom_message"]),
-            (Rule { passthrough_code: false, passthrough_body: false, ..rule(&[], &[]) }, &["error_codes", "response_code", "custom_message"]),
-        ];
-        for (rule, fields) in rows {
-            let problems = rule.problems();
-            let found: Vec<_> = problems.iter().map(|problem| problem.field).collect();
-            assert_eq!(found, fields, "{rule:?}");
-        }
-        let problem = rule(&[600], &[]).problems().remove(0);
-        assert_eq!(
-            problem.to_string(),
-            "error_codes: 600 is not within 100 to 599"
-        );
     }
 
     proptest! {

@@ -15,8 +15,9 @@ mod windows;
 mod words;
 
 pub use effect::{Effect, LimitScope, LimitSource, Strike};
-pub use message::{is_openai_error, upstream_message};
+pub use message::{LONGEST_REASON, is_openai_error, upstream_message};
 pub use policy::{ErrorPolicy, TempRule};
+pub use retry_after::LONGEST_REST;
 pub use windows::{CodexUsage, CodexWindow, SessionStatus, SessionWindow};
 
 use std::time::{Duration, SystemTime};
@@ -115,30 +116,15 @@ pub enum CredentialKind {
     OAuth,
 }
 
-/// For how long an account is left alone, where the upstream does not say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cooldowns {
-    /// After a 429 without any information; not used for Anthropic, whose 429 of that kind is no real
-    /// limit.
-    pub limited: Duration,
-    /// After a 529; zero = it means nothing for the account.
-    pub overloaded: Duration,
-    /// After a 401 to a token that may be renewed.
-    pub unauthorized: Duration,
-}
+/// For how long an account is left alone after a 429 without any information (SPEC 0, Change 11); not
+/// used for Anthropic, whose 429 of that kind is no real limit.
+pub const REST_LIMITED: Duration = Duration::from_secs(30);
 
-impl Default for Cooldowns {
-    fn default() -> Self {
-        Cooldowns {
-            // Change 11.
-            limited: Duration::from_secs(30),
-            // SPEC 7.6, `rate_limit.overload_cooldown_minutes`.
-            overloaded: Duration::from_secs(10 * 60),
-            // SPEC 7.6, `rate_limit.oauth_401_cooldown_minutes`.
-            unauthorized: Duration::from_secs(10 * 60),
-        }
-    }
-}
+/// For how long an account is left alone after a 529 (SPEC 7.6).
+pub const REST_OVERLOADED: Duration = Duration::from_secs(10 * 60);
+
+/// For how long an account is left alone after a 401 to a token that may be renewed (SPEC 7.6).
+pub const REST_UNAUTHORIZED: Duration = Duration::from_secs(10 * 60);
 
 /// An upstream's answer with a status that is no success.
 #[derive(Clone, Copy, Debug)]
@@ -162,8 +148,6 @@ pub struct Judge<'a> {
     pub credential: CredentialKind,
     /// What the account's options say about errors.
     pub policy: &'a ErrorPolicy,
-    /// Settings.
-    pub cooldowns: Cooldowns,
 }
 
 impl Judge<'_> {

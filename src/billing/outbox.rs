@@ -21,7 +21,7 @@ pub const OUTBOX_LIMIT: usize = 100_000;
 #[derive(Debug)]
 pub struct Outbox {
     balances: Arc<Balances>,
-    queue: Mutex<VecDeque<UsageRecord>>,
+    queue: Mutex<VecDeque<Arc<UsageRecord>>>,
     filled: Notify,
 }
 
@@ -39,7 +39,7 @@ impl Outbox {
     pub fn push(&self, record: UsageRecord) {
         self.balances
             .settle(record.user_id, record.api_key_id, record.charge);
-        self.queue.lock().push_back(record);
+        self.queue.lock().push_back(Arc::new(record));
         self.filled.notify_one();
     }
 
@@ -65,8 +65,8 @@ impl Outbox {
         }
     }
 
-    /// A copy of the oldest records; they stay here until [`Outbox::written`].
-    pub fn batch(&self, most: usize) -> Vec<UsageRecord> {
+    /// The oldest records; they stay here until [`Outbox::written`].
+    pub fn batch(&self, most: usize) -> Vec<Arc<UsageRecord>> {
         self.queue.lock().iter().take(most).cloned().collect()
     }
 

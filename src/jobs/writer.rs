@@ -16,10 +16,10 @@ use crate::domain::{ApiKeyId, Money, UsageRecord, UserId};
 use crate::storage::{StorageError, Store};
 
 /// Records in one transaction: large enough that its cost is shared, small enough to be quick.
-const BATCH: usize = 500;
-/// A first record waits this long for company. Well below the second within which a record is to
-/// be visible.
-const LINGER: Duration = Duration::from_millis(20);
+const BATCH: usize = 2000;
+/// A first record waits this long for company: every transaction is a flush to the disk and some
+/// changes of threads. Well below the second within which a record is to be visible.
+const LINGER: Duration = Duration::from_millis(50);
 /// After a failure the next try waits this long, doubling up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -107,7 +107,7 @@ impl Writer {
     }
 }
 
-fn totals(batch: &[UsageRecord]) -> (HashMap<UserId, Money>, HashMap<ApiKeyId, Money>) {
+fn totals(batch: &[Arc<UsageRecord>]) -> (HashMap<UserId, Money>, HashMap<ApiKeyId, Money>) {
     let mut by_user: HashMap<UserId, Money> = HashMap::new();
     let mut by_key: HashMap<ApiKeyId, Money> = HashMap::new();
     for record in batch {

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderValue, header};
 use pingora::Result;
 use pingora::http::RequestHeader;
-use tollgate_filters::headers::forward_openai;
+use tollgate_filters::headers::openai_request;
 use tollgate_filters::peek;
 
 use super::exchange::Judged;
@@ -56,14 +56,15 @@ pub struct Attempt {
 impl Attempt {
     /// The request header for this account: the client's allowed headers, the account's credential.
     pub fn header(&self, client: &RequestHeader, body_len: usize) -> Result<RequestHeader> {
-        let mut to = RequestHeader::build(client.method.clone(), self.path.as_bytes(), Some(12))?;
+        let mut to =
+            RequestHeader::build_no_case(client.method.clone(), self.path.as_bytes(), Some(12))?;
         to.set_version(client.version);
-        let mut allowed = HeaderMap::with_capacity(12);
-        forward_openai(&client.headers, &mut allowed);
-        for (name, value) in &allowed {
+        let mut has_type = false;
+        for (name, value) in openai_request(&client.headers) {
+            has_type |= name == header::CONTENT_TYPE;
             to.append_header(name, value)?;
         }
-        if !allowed.contains_key(header::CONTENT_TYPE) {
+        if !has_type {
             to.insert_header(header::CONTENT_TYPE, "application/json")?;
         }
         to.insert_header(header::HOST, self.target.authority.as_str())?;

@@ -337,9 +337,14 @@ async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
     // The account that is tried again, if it has room: else the choice is as free as before.
     if let Some(again) = ctx.tries.again
         && let Some(member) = view.pool.member(again.account)
+        && !matches!(
+            view.pool.fit(again.account, &view.conditions, request),
+            Fit::No(_)
+        )
         && let Some(lease) = try_lease(ctx, member.want()).await?
     {
         let account = member.account.clone();
+        ctx.rooms.scheduler.health().chosen(account.id, view.now);
         let found = Found {
             layer: Layer::Again,
             ..Found::default()

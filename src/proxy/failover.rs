@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType};
 use tollgate_filters::reply::{ErrorReply, errors};
-use tollgate_filters::verdict::{Effect, Verdict};
+use tollgate_filters::verdict::Effect;
 
 use super::attempt::Attempt;
 use super::context::{AccountEffect, Context};
@@ -186,6 +186,8 @@ pub struct EndedAttempt {
     pub pool: Pool,
     /// When it began.
     pub started: Instant,
+    /// The same by the clock on the wall.
+    pub began: DateTime<Utc>,
 }
 
 impl EndedAttempt {
@@ -194,6 +196,7 @@ impl EndedAttempt {
         EndedAttempt {
             account: attempt.account.clone(),
             pool: attempt.pool.clone(),
+            began: attempt.began,
             started: attempt.started,
         }
     }
@@ -214,6 +217,11 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
         "status" = failure.status.unwrap_or(0);
         "account failed"
     );
+    if !failure.is_transport {
+        // Whatever it answered, the way there works.
+        let health = ctx.rooms.scheduler.health();
+        health.succeeded(ended.account.id, ended.began);
+    }
     if let Some(asked) = &ctx.asked {
         ctx.tries.effects.push(AccountEffect {
             account: ended.account.clone(),
@@ -239,9 +247,11 @@ pub fn judge_answered(ctx: &mut Context) {
         };
         ctx.tries.note(&attempt);
         let reason = failure.reading.verdict.label();
-        let client_fault = failure.reading.verdict == Verdict::ClientFault;
         let ended = EndedAttempt::of(&attempt);
-        if client_fault && failure.reading.effect == Effect::None {
+        // The client's own mistake, or a status that means nothing: the account has done its work.
+        if failure.reading.effect == Effect::None && !failure.reading.verdict.fails_over() {
+            let health = ctx.rooms.scheduler.health();
+            health.succeeded(ended.account.id, ended.began);
             count_attempt(ctx, &ended, reason, failure.status);
             ctx.tries.last = Some((ended.account, failure));
         } else {
@@ -253,19 +263,23 @@ pub fn judge_answered(ctx: &mut Context) {
         let exchange = exchange.lock();
         (exchange.answer.first_token_at, exchange.answer.complete)
     };
-    if let Some(attempt) = &ctx.attempt
-        && complete
-    {
-        let first_token = first_token.map(|at| at.saturating_duration_since(attempt.started));
-        let id = attempt.account.id;
-        attempt
-            .pool
-            .report(id, Outcome::Served { first_token }, Utc::now());
-        ctx.rooms.scheduler.health().succeeded(id, attempt.began);
-        ctx.tries.served = Some(id);
-        ctx.tries.served_since = attempt.began;
+    let Some(attempt) = &ctx.attempt else { return };
+    let id = attempt.account.id;
+    if !complete {
+        ctx.rooms.scheduler.health().said_nothing(id);
+        return;
     }
+    let first_token = first_token.map(|at| at.saturating_duration_since(attempt.started));
+    attempt
+        .pool
+        .report(id, Outcome::Served { first_token }, Utc::now());
+    ctx.rooms.scheduler.health().succeeded(id, attempt.began);
+    ctx.tries.served = Some(id);
+    ctx.tries.served_since = attempt.began;
 }
+
+/// The result of an attempt whose answer the client got.
+pub const ANSWERED: &str = "answered";
 
 /// Counts an ended attempt, and puts it on the request's trail.
 pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, status: Option<u16>) {
@@ -274,6 +288,10 @@ pub fn count_attempt(ctx: &mut Context, ended: &EndedAttempt, result: &str, stat
         .attempts
         .with_label_values(&[ended.account.platform.as_str(), result])
         .inc();
+    // A request that is served at once has no trail worth the memory.
+    if result == ANSWERED && ctx.tries.trail.is_empty() {
+        return;
+    }
     ctx.tries.trail.push(AttemptTrace {
         account: ended.account.name.clone(),
         result: result.to_owned(),

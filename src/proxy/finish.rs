@@ -7,7 +7,7 @@ use tollgate_filters::usage::TokenUsage;
 
 use super::access_log;
 use super::context::{Context, SentAttempt};
-use super::failover::{EndedAttempt, count_attempt};
+use super::failover::{ANSWERED, EndedAttempt, count_attempt};
 use super::relay::Answer;
 use crate::billing::pricing::{self, ServiceTier};
 use crate::config::BillingMode;
@@ -34,12 +34,16 @@ pub struct Ending {
     pub first_token: Option<std::time::Duration>,
     /// We said no before anything was sent upstream.
     pub refused: bool,
+    /// An operator's rule leaves this error out of what is watched.
+    pub unmonitored: bool,
 }
 
 impl Ending {
     /// The outcome for metrics and the log; what we refused is not an upstream's error there.
     pub fn label(&self) -> &'static str {
-        if self.refused {
+        if self.unmonitored {
+            "unmonitored"
+        } else if self.refused {
             "refused"
         } else {
             self.outcome.as_str()
@@ -55,20 +59,21 @@ pub fn finish(ctx: &mut Context) {
     if let Some(attempt) = ctx.attempt.take() {
         ctx.tries.note(&attempt);
         // A failed attempt has been counted where it failed; this one answered.
-        let result = if ctx.cut { "cut" } else { "answered" };
+        let result = if ctx.cut { "cut" } else { ANSWERED };
         let status = ctx.exchange.as_ref().map(|e| e.lock().answer.status);
         count_attempt(ctx, &EndedAttempt::of(&attempt), result, status);
     }
-    let (answer, status, gone) = match &ctx.exchange {
+    let (answer, status, gone, unmonitored) = match &ctx.exchange {
         Some(exchange) => {
             let mut exchange = exchange.lock();
             (
                 exchange.answer_seen(),
                 exchange.status,
                 exchange.is_client_gone(),
+                exchange.unmonitored,
             )
         }
-        None => (Answer::default(), ctx.early_status, false),
+        None => (Answer::default(), ctx.early_status, false, false),
     };
     let client_gone = gone || ctx.client_left;
     let ending = Ending {
@@ -79,6 +84,7 @@ pub fn finish(ctx: &mut Context) {
         first_token: answer
             .first_token_at
             .map(|at| at.saturating_duration_since(ctx.moments.started)),
+        unmonitored,
         refused: status >= 400 && ctx.tries.sent.is_none() && !client_gone,
     };
     let record = ctx

@@ -15,6 +15,7 @@ use super::attempt::Attempt;
 use super::choice::choose_account;
 use super::conditions::set;
 use super::context::Context;
+use super::egress::UNRESOLVED;
 use super::exchange::{Failure, Judged};
 use super::failover::{EndedAttempt, account_failed, exhausted, retry_pause};
 use super::wait::wait_for;
@@ -53,14 +54,20 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             account: choice.account.clone(),
             pool: choice.pool.clone(),
             started,
+            began: Utc::now(),
         };
         let snapshot = ctx.snapshot.clone();
         let Some(target) = snapshot.target(choice.account.id) else {
+            ctx.rooms.scheduler.health().said_nothing(choice.account.id);
             ctx.tries.excluded.push(choice.account.id);
             continue;
         };
         let limit = ctx.config.gateway.connect_timeout;
-        let resolved = tokio::time::timeout(limit, ctx.rooms.resolver.resolve(target)).await;
+        let resolved = match snapshot.egress(choice.account.id) {
+            // Its name goes to the proxy as it is.
+            Some(_) => Ok(Ok(UNRESOLVED)),
+            None => tokio::time::timeout(limit, ctx.rooms.resolver.resolve(target)).await,
+        };
         let address = match resolved {
             Ok(Ok(address)) => address,
             failed => {

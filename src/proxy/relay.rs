@@ -13,7 +13,7 @@ use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
 use tollgate_filters::usage::openai::{ResponsesObserver, Seen, Terminal};
 use tollgate_filters::usage::{Failure as Failed, TokenUsage};
-use tollgate_filters::verdict::{self, Cooldowns, CredentialKind, Judge, Reading, Shape, Verdict};
+use tollgate_filters::verdict::{self, CredentialKind, Judge, Reading, Shape, Verdict};
 
 use super::exchange::Failure;
 use super::fold;
@@ -195,9 +195,10 @@ impl Relay {
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    // ASCII, or `to_str` refuses it.
     let value = headers.get(name)?.to_str().ok()?;
     // Recorded and logged: bounded.
-    Some(value.chars().take(128).collect())
+    Some(value[..value.len().min(128)].to_owned())
 }
 
 /// The headers by which a provider says what is left of a limit.
@@ -655,21 +656,10 @@ pub fn judge(account: &Account) -> Judge<'_> {
             AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
         },
         policy: &account.error_policy,
-        cooldowns: Cooldowns::default(),
     }
 }
 
 /// Our words for a final failure.
 pub fn own_word(failure: &Failure) -> ErrorReply {
-    let verdict = &failure.reading.verdict;
-    if matches!(verdict, Verdict::Unlisted) {
-        return errors::upstream_gateway_error();
-    }
-    let reply = errors::exhausted(failure.status);
-    match verdict {
-        Verdict::Limited {
-            retry_after: Some(wait),
-        } => reply.with_retry_after(wait.as_secs().max(1)),
-        _ => reply,
-    }
+    errors::last_word(failure.status, &failure.reading.verdict, &failure.body)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tollgate_filters::passthrough::Rules;
 
 use crate::billing::price_map::Prices;
-use crate::domain::{Account, AccountId, Directory, Platform};
+use crate::domain::{Account, AccountId, Directory, EgressProxy, Platform};
 use crate::providers::openai;
 use crate::providers::target::Target;
 
@@ -20,16 +20,34 @@ pub struct Snapshot {
     /// What of upstream errors reaches clients.
     pub rules: Arc<Rules>,
     targets: HashMap<AccountId, Arc<Target>>,
+    egress: HashMap<AccountId, Arc<EgressProxy>>,
 }
 
 impl Snapshot {
-    /// Prepares a directory. An account whose address cannot be used gets none, with a log line;
-    /// `apply` refuses such addresses, so this is for a store edited by other means.
+    /// Prepares a directory. An account whose address or egress proxy cannot be used gets no target,
+    /// with a log line; `apply` refuses both, so this is for a store edited by other means.
     pub fn new(directory: Directory, prices: &Arc<Prices>) -> Snapshot {
         let mut targets = HashMap::new();
+        let mut egress = HashMap::new();
         // Accounts of one provider share one target.
         let mut known: HashMap<String, Arc<Target>> = HashMap::new();
         for account in directory.accounts() {
+            match account
+                .proxy
+                .as_ref()
+                .map(|p| EgressProxy::parse(p.expose()))
+            {
+                None => {}
+                Some(Ok(proxy)) => {
+                    egress.insert(account.id, Arc::new(proxy));
+                }
+                // Without a target nothing is sent: above all not directly.
+                Some(Err(error)) => {
+                    let name = &account.name;
+                    log::error!("account {name:?} cannot be used: its egress proxy {error}");
+                    continue;
+                }
+            }
             let Some(base_url) = base_url(account) else {
                 continue;
             };
@@ -59,12 +77,18 @@ impl Snapshot {
             directory,
             prices,
             targets,
+            egress,
         }
     }
 
     /// Where an account's requests go.
     pub fn target(&self, account: AccountId) -> Option<&Arc<Target>> {
         self.targets.get(&account)
+    }
+
+    /// What they go through, if not directly.
+    pub fn egress(&self, account: AccountId) -> Option<&Arc<EgressProxy>> {
+        self.egress.get(&account)
     }
 }
 

@@ -3,18 +3,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tollgate_filters::verdict::{Effect, LimitScope, Strike};
+use tollgate_filters::verdict::{Effect, LONGEST_REASON, LONGEST_REST, LimitScope, Strike};
 
 use crate::domain::{Condition, ConditionKind};
 
 /// How long a 5xx puts an account behind the others: long enough to try those first, short enough not
 /// to matter.
 const FAILING: TimeDelta = TimeDelta::seconds(5);
-/// The longest an upstream can take its account out for. The longest window of any provider is seven
-/// days; what goes beyond that is nonsense, or malice of a relay.
-const LONGEST: TimeDelta = TimeDelta::days(8);
-/// Reasons are shown in tables and kept in the database.
-const LONGEST_REASON: usize = 500;
 
 /// Where an effect comes from.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +89,9 @@ fn condition(
     mut reason: String,
     cause: Cause<'_>,
 ) -> Condition {
-    reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+    if let Some((end, _)) = reason.char_indices().nth(LONGEST_REASON) {
+        reason.truncate(end);
+    }
     Condition {
         kind,
         model: None,
@@ -106,7 +103,7 @@ fn condition(
 }
 
 fn bounded(lasts: Duration) -> TimeDelta {
-    TimeDelta::from_std(lasts).map_or(LONGEST, |lasts| lasts.min(LONGEST))
+    TimeDelta::from_std(lasts.min(LONGEST_REST)).unwrap_or(TimeDelta::MAX)
 }
 
 #[cfg(test)]
@@ -188,8 +185,13 @@ mod tests {
 
     #[test]
     fn a_reason_is_cut_at_a_character() {
-        let message = format!("{}é", "x".repeat(LONGEST_REASON - 1));
-        let condition = condition_of(Effect::Error { message }, cause(0)).unwrap();
-        assert_eq!(condition.reason, "x".repeat(LONGEST_REASON - 1));
+        for (length, kept) in [
+            (LONGEST_REASON, LONGEST_REASON),
+            (LONGEST_REASON + 1, LONGEST_REASON),
+        ] {
+            let message = "é".repeat(length);
+            let condition = condition_of(Effect::Error { message }, cause(0)).unwrap();
+            assert_eq!(condition.reason, "é".repeat(kept));
+        }
     }
 }

@@ -252,7 +252,7 @@ impl Table {
         ticket: Ticket,
         max_waiting: u32,
     ) -> Result<Lease, WaitError> {
-        let (grant, granted) = oneshot::channel();
+        let (grant, mut granted) = oneshot::channel();
         let mut grants = Grants::default();
         let joined = self
             .lines
@@ -272,7 +272,7 @@ impl Table {
             Joined::InLine(place) => Standing { table: self, place },
         };
         grants.hand_over();
-        granted
+        (&mut granted)
             .await
             .map_err(|_| StateError(OWNER_ENDED.to_owned()).into())
     }
@@ -341,5 +341,48 @@ impl Drop for Standing<'_> {
     fn drop(&mut self) {
         let left = self.table.lines.lock().leave(self.place);
         drop(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::AccountId;
+
+    #[test]
+    fn a_unit_is_taken_or_waited_for_in_one_step() {
+        for (held, waiting, limit, tried, joined) in [
+            (0, 0, 1, Try::Taken, Try::Taken),
+            (1, 0, 1, Try::Full, Try::Line),
+            (1, 0, 0, Try::Taken, Try::Taken),
+            (1, 0, 2, Try::Taken, Try::Taken),
+            (1, 1, 2, Try::Line, Try::Line),
+            (0, 1, 0, Try::Line, Try::Line),
+            (3, 1, 2, Try::Full, Try::Line),
+        ] {
+            let word: u64 = held * UNIT + waiting;
+            let counts = || {
+                let counts = Counts::new(Slot::Account(AccountId(1)));
+                counts.word.store(word, Ordering::Relaxed);
+                counts
+            };
+            let after = |tried: &Try, counts: Counts| {
+                let expected = match tried {
+                    Try::Taken => word + UNIT,
+                    Try::Full => word,
+                    Try::Line => word + 1,
+                };
+                assert_eq!(counts.word.into_inner(), expected);
+            };
+            let case = (held, waiting, limit);
+            let of_try = counts();
+            assert_eq!(of_try.try_take(limit), tried, "{case:?}");
+            if tried != Try::Line {
+                after(&tried, of_try);
+            }
+            let of_join = counts();
+            assert_eq!(of_join.take_or_wait(limit), joined, "{case:?}");
+            after(&joined, of_join);
+        }
     }
 }

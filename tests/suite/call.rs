@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tollgate_test_support::client::H2Stream;
 use tollgate_test_support::{H1Client, H2Client, Request};
 
-use crate::harness::{Gateway, KEY, ask};
+use crate::harness::{Gateway, KEY, ask, ask_anew};
 
 /// A Responses request of the standard client for a stream.
 pub fn streamed(model: &str) -> Request {
@@ -21,6 +21,11 @@ pub fn plain(model: &str) -> Request {
 /// A Responses request with this key.
 pub fn request(model: &str, stream: bool, key: &str) -> Request {
     Request::post("/v1/responses", ask(model, stream).to_string()).bearer(key)
+}
+
+/// As [`plain`], in a conversation of its own.
+pub fn apart(model: &str) -> Request {
+    Request::post("/v1/responses", ask_anew(model, false).to_string()).bearer(KEY)
 }
 
 /// The protocol a client speaks.

@@ -8,7 +8,7 @@ use tollgate_test_support::{
     Alpn, Answer, ClientReply, FakeUpstream, Gate, Request, TestCa, Usage, openai, post_json,
 };
 
-use crate::call::{Call, Protocol, plain, request, streamed};
+use crate::call::{Call, Protocol, apart, plain, request, streamed};
 use crate::harness::{Gateway, KEY, Setup, ask, free_address, key_of};
 
 fn stream(text: &str) -> Answer {
@@ -544,7 +544,7 @@ async fn resume(gateway: &Gateway, upstream: &FakeUpstream, account: &str) {
         let reply = gateway
             .h1()
             .await
-            .request(&plain("fake-text"))
+            .request(&apart("fake-text"))
             .await
             .unwrap();
         assert!([200, 429, 503].contains(&reply.status), "{}", reply.text());
@@ -566,14 +566,14 @@ async fn a_failed_account_is_left_alone_until_it_is_resumed() {
     ok(gateway
         .h1()
         .await
-        .request(&plain("fake-text"))
+        .request(&apart("fake-text"))
         .await
         .unwrap());
     for _ in 0..3 {
         ok(gateway
             .h1()
             .await
-            .request(&plain("fake-text"))
+            .request(&apart("fake-text"))
             .await
             .unwrap());
     }
@@ -828,6 +828,8 @@ async fn an_account_never_has_more_than_its_slots() {
             all["accounts"][0]["concurrency"] = json!(3);
             all["accounts"][1]["concurrency"] = json!(5);
         })
+        // A user alone gets three quarters of an account's line.
+        .set("CONCURRENCY__MAX_WAITING_PER_ACCOUNT", 2 * REQUESTS)
         .start()
         .await;
     let gates = [("sk-a1", 3, Gate::new()), ("sk-a2", 5, Gate::new())];

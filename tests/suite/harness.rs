@@ -380,6 +380,17 @@ impl Gateway {
             .await;
     }
 
+    /// Changes something in the store and waits until the server has followed.
+    pub async fn followed<T>(&self, change: impl FnOnce() -> T) -> T {
+        let before = self.metric("directory_reloads_total");
+        let result = change();
+        self.wait("the server to follow", || {
+            self.metric("directory_reloads_total") > before
+        })
+        .await;
+        result
+    }
+
     /// GET on the admin listener: status and body.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         get(self.admin, path)
@@ -557,7 +568,14 @@ pub fn key_of(group: &str) -> String {
     format!("tg-{group}-0123456789abcdef")
 }
 
-/// A Responses request.
+/// A Responses request. All with the same model are one conversation, by their content.
 pub fn ask(model: &str, stream: bool) -> Value {
     json!({ "model": model, "input": "hi", "stream": stream })
+}
+
+/// A Responses request that begins a conversation of its own: no account is its home.
+pub fn ask_anew(model: &str, stream: bool) -> Value {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let input = format!("hi {}", COUNT.fetch_add(1, Ordering::Relaxed));
+    json!({ "model": model, "input": input, "stream": stream })
 }

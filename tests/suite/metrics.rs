@@ -94,6 +94,7 @@ async fn status(gateway: &Gateway, request: Request) -> u16 {
 async fn a_scripted_day_in_numbers() {
     const MODEL: &str = "gpt-5-mini";
     const BOB: &str = "tg-bob-0123456789abcdef";
+    const POOL: &str = "tg-pool-0123456789abcdef";
     let (first, second) = (FakeUpstream::start().await, FakeUpstream::start().await);
     let gateway = Setup::with(&[&first, &second])
         .resources(|r| {
@@ -104,6 +105,14 @@ async fn a_scripted_day_in_numbers() {
             users.push(json!({"name": "bob", "balance": "10", "concurrency": 1}));
             let keys = r["api_keys"].as_array_mut().unwrap();
             keys.push(json!({"name": "bob-key", "key": BOB, "user": "bob", "group": "twice"}));
+            keys.push(json!({"name": "pool-key", "key": POOL, "user": "alice", "group": "pool"}));
+            let groups = r["groups"].as_array_mut().unwrap();
+            groups.push(json!({"name": "pool", "platform": "openai"}));
+            let mut pool = r["accounts"][1].clone();
+            pool["name"] = json!("a3");
+            pool["groups"] = json!(["pool"]);
+            pool["extra"] = json!({"pool_mode": true});
+            r["accounts"].as_array_mut().unwrap().push(pool);
         })
         .start()
         .await;
@@ -144,10 +153,13 @@ async fn a_scripted_day_in_numbers() {
     gateway.wait_metric("requests_in_flight", 0.0).await;
 
     // One that fails over from the first account, and one whose mistake is the client's own.
-    first.push(Answer::error(500, "server_error"));
+    first.push(Answer::error(529, "overloaded"));
     assert_eq!(status(&gateway, post(MODEL, true, KEY)).await, 200);
     second.push(Answer::error(400, "bad_request"));
     assert_eq!(status(&gateway, post(MODEL, true, KEY)).await, 400);
+    // One that is tried again on the same account.
+    second.push(Answer::error(429, "rate_limit_exceeded"));
+    assert_eq!(status(&gateway, post(MODEL, false, POOL)).await, 200);
     // Those that never get that far.
     assert_eq!(
         status(&gateway, post(MODEL, true, "tg-nobody-0123456789abcdef")).await,
@@ -177,7 +189,7 @@ async fn a_scripted_day_in_numbers() {
     // Something is configured anew.
     gateway.run(&["users", "credit", "bob", "1"]);
     gateway.wait_metric("directory_reloads_total", 1.0).await;
-    gateway.wait_metric("records_written_total", 7.0).await;
+    gateway.wait_metric("records_written_total", 8.0).await;
 
     let text = gateway.get("/metrics").unwrap().1;
     let total = |name: &str| -> f64 {
@@ -191,34 +203,44 @@ async fn a_scripted_day_in_numbers() {
     };
     #[rustfmt::skip]
     let exact = [
-        (r#"requests_total{endpoint="responses",outcome="ok",status="200"}"#, 5.0),
+        (r#"requests_total{endpoint="responses",outcome="ok",status="200"}"#, 6.0),
         (r#"requests_total{endpoint="responses",outcome="client_gone",status="200"}"#, 1.0),
         (r#"requests_total{endpoint="responses",outcome="upstream_error",status="400"}"#, 1.0),
         (r#"requests_total{endpoint="responses",outcome="refused",status="401"}"#, 1.0),
         (r#"requests_total{endpoint="none",outcome="refused",status="404"}"#, 1.0),
         (r#"requests_total{endpoint="models",outcome="ok",status="200"}"#, 1.0),
-        (r#"attempts_total{platform="openai",result="answered"}"#, 6.0),
-        (r#"attempts_total{platform="openai",result="failed"}"#, 1.0),
+        (r#"attempts_total{platform="openai",result="answered"}"#, 7.0),
+        (r#"attempts_total{platform="openai",result="overloaded"}"#, 1.0),
+        (r#"attempts_total{platform="openai",result="limited"}"#, 1.0),
         (r#"attempts_total{platform="openai",result="client_fault"}"#, 1.0),
-        (r#"failovers_total{platform="openai",reason="failed"}"#, 1.0),
+        (r#"failovers_total{platform="openai",reason="overloaded"}"#, 1.0),
+        (r#"retries_total{platform="openai",reason="limited"}"#, 1.0),
+        (r#"account_conditions_total{kind="overloaded",platform="openai"}"#, 1.0),
+        // Both of bob's requests, like those of the usual model, are one conversation.
+        (r#"scheduler_sticky_total{result="hit"}"#, 4.0),
+        (r#"scheduler_sticky_total{result="unbound"}"#, 1.0),
+        (r#"scheduler_choices_total{layer="session",platform="openai"}"#, 4.0),
+        (r#"scheduler_choices_total{layer="again",platform="openai"}"#, 1.0),
+        (r#"scheduler_choices_total{layer="load",platform="openai"}"#, 5.0),
+        ("scheduler_seconds_count", 10.0),
         (r#"waits_total{end="granted",slot="user"}"#, 1.0),
         (r#"wait_seconds_count{slot="user"}"#, 1.0),
-        (r#"tokens_total{class="input",platform="openai"}"#, 600.0),
-        (r#"tokens_total{class="cache_read",platform="openai"}"#, 120.0),
-        (r#"tokens_total{class="output",platform="openai"}"#, 180.0),
+        (r#"tokens_total{class="input",platform="openai"}"#, 700.0),
+        (r#"tokens_total{class="cache_read",platform="openai"}"#, 140.0),
+        (r#"tokens_total{class="output",platform="openai"}"#, 210.0),
         (r#"clients_gone_total{phase="answer"}"#, 1.0),
         ("unpriced_records_total", 1.0),
-        ("records_written_total", 7.0),
+        ("records_written_total", 8.0),
         ("record_write_errors_total", 0.0),
         ("directory_reloads_total", 1.0),
         ("directory_reload_errors_total", 0.0),
-        (r#"request_seconds_count{endpoint="responses"}"#, 8.0),
+        (r#"request_seconds_count{endpoint="responses"}"#, 9.0),
         (r#"request_seconds_count{endpoint="models"}"#, 1.0),
         // Read and checked; sent and answered.
-        ("auth_seconds_count", 7.0),
-        ("routing_seconds_count", 7.0),
-        ("upstream_seconds_count", 7.0),
-        ("response_seconds_count", 7.0),
+        ("auth_seconds_count", 8.0),
+        ("routing_seconds_count", 8.0),
+        ("upstream_seconds_count", 8.0),
+        ("response_seconds_count", 8.0),
         ("requests_in_flight", 0.0),
         ("inflight_body_bytes", 0.0),
         ("writer_queue_records", 0.0),
@@ -229,16 +251,16 @@ async fn a_scripted_day_in_numbers() {
     for (name, value) in exact {
         assert_eq!(gateway.metric(name), value, "{name}\n{text}");
     }
-    // Five priced answers of the usual size, two of them at twice the price.
+    // Six priced answers of the usual size, two of them at twice the price.
     let usual = 0.0000855;
-    close("cost_usd_total{platform=\"openai\"}", 5.0 * usual);
-    close("charge_usd_total{platform=\"openai\"}", 7.0 * usual);
-    assert_eq!(total("requests_total"), 10.0);
-    assert_eq!(total("attempts_total"), 8.0);
-    assert_eq!(total("upstream_connections_total"), 8.0);
+    close("cost_usd_total{platform=\"openai\"}", 6.0 * usual);
+    close("charge_usd_total{platform=\"openai\"}", 8.0 * usual);
+    assert_eq!(total("requests_total"), 11.0);
+    assert_eq!(total("attempts_total"), 10.0);
+    assert_eq!(total("upstream_connections_total"), 10.0);
     assert_eq!(total("failovers_total"), 1.0);
     assert_eq!(total("waits_total"), 1.0);
-    assert_eq!(total("first_token_seconds_count"), 6.0);
+    assert_eq!(total("first_token_seconds_count"), 7.0);
 
     // Every family is described, and what is described exists.
     let (exposed, described) = (exposed(&text), described());

@@ -5,7 +5,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Request, post_json};
 
-use crate::harness::{Gateway, KEY, Setup, ask, free_address};
+use crate::harness::{Gateway, KEY, Setup, ask, ask_anew, free_address};
 
 /// What a request of the fake's usual size costs with gpt-5-mini: 100 input tokens, 20 from the
 /// cache, 30 output.
@@ -18,7 +18,7 @@ type Shown<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, Value)]);
 type Totals<'a> = (&'a str, &'a [(&'a str, u64, &'a str, &'a str)]);
 
 async fn asked(gateway: &Gateway, key: &str) -> ClientReply {
-    let body = ask("gpt-5-mini", false);
+    let body = ask_anew("gpt-5-mini", false);
     post_json(gateway.address, "/v1/responses", key, &body)
         .await
         .unwrap()
@@ -521,15 +521,15 @@ async fn usage_in_totals_and_records() {
 
     // Exactly the fields of the interface, in its order.
     #[rustfmt::skip]
-    const FIELDS: [&str; 41] = [
+    const FIELDS: [&str; 42] = [
         "request_id", "client_request_id", "upstream_request_id", "created_at", "user", "api_key",
         "group", "fallback_from_group", "account", "platform", "endpoint", "upstream_endpoint",
         "requested_model", "model", "upstream_model", "model_mapping_chain", "stream", "status",
         "outcome", "input_tokens", "output_tokens", "cache_creation_tokens",
         "cache_creation_5m_tokens", "cache_creation_1h_tokens", "cache_read_tokens",
         "image_output_tokens", "image_count", "cost", "charge", "rate_multiplier", "billing_type",
-        "service_tier", "reasoning_effort", "attempts", "account_switches", "duration_ms",
-        "first_token_ms", "usage_source", "client_disconnected", "ip", "user_agent",
+        "service_tier", "reasoning_effort", "attempts", "account_switches", "attempt_trail",
+        "duration_ms", "first_token_ms", "usage_source", "client_disconnected", "ip", "user_agent",
     ];
     let lines = gateway.run(&["usage", "records", "--json"]);
     for line in lines.lines() {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tollgate_test_support::{Answer, FakeUpstream, Gate, Request, Usage, openai};
 
-use crate::call::{Call, LEAVINGS, PROTOCOLS, Protocol, plain, request, streamed};
+use crate::call::{Call, LEAVINGS, PROTOCOLS, Protocol, apart, plain, request, streamed};
 use crate::harness::{Gateway, KEY, Setup};
 
 /// What is waited for.
@@ -53,7 +53,7 @@ async fn hold(gateway: &Gateway, upstream: &FakeUpstream, gate: &Gate) -> Call {
     let json = openai::responses_json("gpt-5-mini", "held", "held", Usage::default());
     upstream.push(Answer::body(200, "application/json", json).after(gate));
     let before = gate.reached();
-    let held = Call::send(gateway, Protocol::H1, &plain("gpt-5-mini")).await;
+    let held = Call::send(gateway, Protocol::H1, &apart("gpt-5-mini")).await;
     gate.wait_reached(before + 1).await;
     held
 }

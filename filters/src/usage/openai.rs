@@ -6,6 +6,7 @@
 mod answer;
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
@@ -43,10 +44,12 @@ pub enum Terminal {
     Cancelled,
 }
 
+/// Made once: that costs more than a search in a small event.
+static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"delta\":"));
+
 /// Watches one answer of the Responses API go by.
 #[derive(Clone, Debug)]
 pub struct ResponsesObserver {
-    delta: Finder<'static>,
     delta_bytes: u64,
     /// Images that finished in the stream, by their own events and as output items.
     images_completed: u32,
@@ -64,7 +67,6 @@ impl ResponsesObserver {
     /// An observer of an answer of which nothing has been seen.
     pub fn new() -> Self {
         ResponsesObserver {
-            delta: Finder::new(b"\"delta\":"),
             delta_bytes: 0,
             images_completed: 0,
             image_items: 0,
@@ -170,8 +172,8 @@ impl ResponsesObserver {
     /// The length of the string called `delta`.
     fn delta_len(&self, data: &[u8]) -> u64 {
         // Inside a string the quotes would be escaped: this is the key.
-        let delta = self.delta.find(data).and_then(|at| {
-            let value = &data[at + self.delta.needle().len()..];
+        let delta = DELTA.find(data).and_then(|at| {
+            let value = &data[at + DELTA.needle().len()..];
             Cursor::new(value).value().ok()?.text()
         });
         delta.map_or(0, |text| text.decoded_len() as u64)

@@ -111,7 +111,7 @@ pub enum LimitSource {
     AnthropicSevenDays,
     /// The `anthropic-ratelimit-unified-reset` header.
     AnthropicReset,
-    /// Nobody: the setting [`super::Cooldowns::limited`].
+    /// Nobody: our own [`super::REST_LIMITED`].
     Setting,
 }
 

@@ -10,8 +10,8 @@ use crate::usage::Failure;
 /// The longest message passed on, in characters.
 const LONGEST: usize = 1000;
 
-/// The longest message kept with an account, in characters.
-const LONGEST_REASON: usize = 300;
+/// The longest reason of an effect, in characters: it is shown in tables, logged and kept.
+pub const LONGEST_REASON: usize = 300;
 
 /// What stands in place of a secret.
 const MASK: &str = "***";
@@ -56,8 +56,8 @@ pub(super) struct Said {
     pub detail: Option<String>,
     /// Its codes and types, as written.
     names: Vec<String>,
-    /// Whether `text` is a message rather than just any text.
-    is_message: bool,
+    /// Whether it is an error of an API rather than just any text, such as the page of a firewall.
+    pub is_error: bool,
     resets: Resets,
 }
 
@@ -82,11 +82,13 @@ impl Said {
         }
         let string = |pointer: &str| body.pointer(pointer)?.as_str().map(str::to_owned);
         let names = ["/error/code", "/error/type", "/detail/code"];
+        let text = extract(&body);
+        let names: Vec<String> = names.into_iter().filter_map(string).collect();
         Said {
-            text: extract(&body),
+            is_error: text.is_some() || !names.is_empty(),
+            text,
             detail: string("/detail"),
-            names: names.into_iter().filter_map(string).collect(),
-            is_message: true,
+            names,
             resets: body.get("error").map(Resets::of).unwrap_or_default(),
         }
     }
@@ -100,7 +102,7 @@ impl Said {
                 .flatten()
                 .cloned()
                 .collect(),
-            is_message: true,
+            is_error: true,
             resets: Resets::default(),
         }
     }
@@ -124,22 +126,23 @@ impl Said {
 
     /// `what`, with the message behind it if there is one: for the operator.
     pub fn explain(&self, what: &str) -> String {
-        let message = self.text.as_deref().filter(|_| self.is_message);
-        match message.map(|text| cut(sanitise(text), LONGEST_REASON)) {
-            Some(message) if !message.is_empty() => format!("{what}: {message}"),
+        let message = self.text.as_deref().filter(|_| self.is_error);
+        match message.map(sanitise) {
+            Some(message) if !message.is_empty() => reason(&format!("{what}: {message}")),
             _ => what.to_owned(),
         }
     }
 }
 
-/// A text of an operator's own, made fit to be a reason.
+/// A text made fit to be a reason.
 pub(super) fn reason(text: &str) -> String {
     cut(sanitise(text), LONGEST_REASON)
 }
 
 fn cut(mut text: String, longest: usize) -> String {
-    if let Some((at, _)) = text.char_indices().nth(longest) {
-        text.truncate(at);
+    if text.chars().nth(longest).is_some() {
+        let last = text.char_indices().nth(longest.saturating_sub(1));
+        text.truncate(last.map_or(0, |(at, _)| at));
         text.push('…');
     }
     text
@@ -362,7 +365,7 @@ mod tests {
         fn any_text_is_survived_and_bounded(text in any::<String>()) {
             prop_assert!(sanitise(&text).chars().count() <= LONGEST + 1);
             let said = Said::by_body(text.as_bytes());
-            prop_assert!(said.explain("").chars().count() <= LONGEST_REASON + 3);
+            prop_assert!(said.explain("").chars().count() <= LONGEST_REASON);
             let _ = upstream_message(text.as_bytes());
         }
 

@@ -6,8 +6,9 @@ use http::HeaderMap;
 use http::header::RETRY_AFTER;
 use serde_json::Value;
 
-/// No upstream is believed beyond this: the longest windows providers have are of a month.
-const LONGEST: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+/// The longest an upstream can take its account out for. The longest window of any provider is seven
+/// days; what goes beyond that is nonsense, or malice of a relay.
+pub const LONGEST_REST: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
 /// Error types (or codes) whose error object may say when the limit ends.
 const LIMIT_TYPES: [&str; 2] = ["usage_limit_reached", "rate_limit_exceeded"];
@@ -63,7 +64,7 @@ pub(super) fn from_headers(headers: &HeaderMap, now: SystemTime) -> Option<Durat
         None => {
             let at = httpdate::parse_http_date(value).ok()?;
             let wait = at.duration_since(now).ok()?;
-            (!wait.is_zero()).then(|| wait.min(LONGEST))
+            (!wait.is_zero()).then(|| wait.min(LONGEST_REST))
         }
     }
 }
@@ -81,7 +82,7 @@ pub(super) fn number(text: &str) -> Option<f64> {
 
 pub(super) fn seconds(wait: f64) -> Option<Duration> {
     // Cut before the conversion, which fails beyond its range.
-    Duration::try_from_secs_f64(wait.min(LONGEST.as_secs_f64())).ok()
+    Duration::try_from_secs_f64(wait.min(LONGEST_REST.as_secs_f64())).ok()
 }
 
 /// The time from `now` to a Unix timestamp in seconds or milliseconds.
@@ -94,7 +95,7 @@ pub(super) fn until(at: f64, now: SystemTime) -> Option<Duration> {
     let since_epoch = Duration::try_from_secs_f64(at).ok()?;
     let now = now.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     let wait = since_epoch.checked_sub(now)?;
-    (!wait.is_zero()).then(|| wait.min(LONGEST))
+    (!wait.is_zero()).then(|| wait.min(LONGEST_REST))
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
             (&[("retry-after", "1")], Some(ms(1_000))),
             (&[("retry-after", " 30 ")], Some(ms(30_000))),
             (&[("retry-after", "1.5")], Some(ms(1_500))),
-            (&[("retry-after", "99999999999999999999999")], Some(LONGEST)),
+            (&[("retry-after", "99999999999999999999999")], Some(LONGEST_REST)),
             (&[("retry-after", "")], None),
             (&[("retry-after", ".")], None),
             (&[("retry-after", "-1")], None),
@@ -147,7 +148,7 @@ mod tests {
             (&[("retry-after", "Sun Nov  6 08:50:07 1994")], Some(ms(30_000))),
             (&[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")], None),
             (&[("retry-after", "Sun, 06 Nov 1994 08:49:36 GMT")], None),
-            (&[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")], Some(LONGEST)),
+            (&[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")], Some(LONGEST_REST)),
             (&[("retry-after-ms", "1500"), ("retry-after", "2")], Some(ms(1_500))),
             (&[("retry-after-ms", "0.5")], Some(Duration::from_micros(500))),
             (&[("retry-after-ms", "x"), ("retry-after", "2")], Some(ms(2_000))),
@@ -176,7 +177,7 @@ mod tests {
             (format!(r#"{{"error":{{"type":"usage_limit_reached","resets_at":{}}}}}"#, NOW_S - 1), Some(s(9))),
             (format!(r#"{{"error":{{"type":"usage_limit_reached","resets_at":{}}}}}"#, in_600 * 1000), Some(s(600))),
             (r#"{"error":{"type":"usage_limit_reached","resets_at":1e300}}"#.into(), Some(s(9))),
-            (r#"{"error":{"type":"usage_limit_reached","resets_in_seconds":1e300}}"#.into(), Some(LONGEST)),
+            (r#"{"error":{"type":"usage_limit_reached","resets_in_seconds":1e300}}"#.into(), Some(LONGEST_REST)),
             // What says nothing leaves the header to speak.
             (r#"{"error":{"type":"usage_limit_reached"}}"#.into(), Some(s(9))),
             (r#"{"error":{"type":"usage_limit_reached","resets_in_seconds":-1}}"#.into(), Some(s(9))),
@@ -202,7 +203,7 @@ mod tests {
             }});
             for body in [String::new(), body.to_string()] {
                 let wait = asked(&[("retry-after", &value), ("retry-after-ms", &value)], &body);
-                prop_assert!(wait.is_none_or(|wait| wait <= LONGEST));
+                prop_assert!(wait.is_none_or(|wait| wait <= LONGEST_REST));
             }
         }
     }

@@ -25,7 +25,7 @@ const CREDENTIAL_CODES: [&str; 5] = [
 const PAYMENT_CODES: [&str; 2] = ["billing_error", "deactivated_workspace"];
 
 /// Codes and types that say the account may not do this.
-const PERMISSION_CODES: [&str; 1] = ["permission_error"];
+const PERMISSION_CODES: [&str; 2] = ["model_not_found", "permission_error"];
 
 /// Codes and types that say the provider is full.
 const OVERLOAD_CODES: [&str; 3] = ["overloaded_error", "server_is_overloaded", "slow_down"];

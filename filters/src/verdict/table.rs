@@ -7,8 +7,8 @@ use http::HeaderMap;
 use super::message::Said;
 use super::windows::{self, CodexUsage};
 use super::{
-    CredentialKind, Effect, Judge, LimitScope, LimitSource, Shape, Strike, Verdict, retry_after,
-    words,
+    CredentialKind, Effect, Judge, LimitScope, LimitSource, REST_LIMITED, REST_OVERLOADED,
+    REST_UNAUTHORIZED, Shape, Strike, Verdict, retry_after, words,
 };
 
 /// The OpenAI 403 rule (SPEC 15.3): a 403 comes from bot protection and the like as often as from a
@@ -59,7 +59,10 @@ impl Judge<'_> {
             // About the way to the upstream or its moment rather than about the request.
             407 | 408 | 421 | 425 => Row::new(Failed, Effect::Failing),
             404..=499 => Row::new(ClientFault, Effect::None),
-            529 => Row::new(Overloaded, self.overloaded()),
+            529 => {
+                let lasts = REST_OVERLOADED;
+                Row::new(Overloaded, Effect::Overloaded { lasts })
+            }
             status @ 500.. if !answer.in_stream && self.custom_codes().is_some() => {
                 let what = format!("Custom error code {status}");
                 Row::new(Failed, error(&what, answer.said))
@@ -107,11 +110,10 @@ impl Judge<'_> {
         match self.credential {
             CredentialKind::ApiKey => error("Authentication failed (401)", said),
             CredentialKind::OAuth => {
-                let lasts = self.cooldowns.unauthorized;
                 let reason = said.explain("Token refused (401)");
-                match lasts.is_zero() {
-                    true => Effect::None,
-                    false => Effect::TempUnschedulable { lasts, reason },
+                Effect::TempUnschedulable {
+                    lasts: REST_UNAUTHORIZED,
+                    reason,
                 }
             }
         }
@@ -119,6 +121,14 @@ impl Judge<'_> {
 
     fn forbidden(&self, said: &Said) -> Effect {
         let what = "Access forbidden (403)";
+        // A name that the client chose must not take account after account out.
+        if said.is_any(&["model_not_found"]) {
+            return Effect::None;
+        }
+        // A firewall before the upstream speaks, perhaps of what is in the request.
+        if !said.is_error {
+            return Effect::Failing;
+        }
         match self.shape {
             Shape::Anthropic => error(what, said),
             Shape::OpenAi => Effect::Strike(Strike {
@@ -130,16 +140,12 @@ impl Judge<'_> {
         }
     }
 
-    fn overloaded(&self) -> Effect {
-        let lasts = self.cooldowns.overloaded;
-        match lasts.is_zero() {
-            true => Effect::None,
-            false => Effect::Overloaded { lasts },
-        }
-    }
-
     /// SPEC 7.8, Change 11.
     fn limited(&self, answer: &Answer<'_>) -> Row {
+        if self.is_too_large(answer.said) {
+            // Another account's tier may have room for it.
+            return Row::new(Verdict::Limited { retry_after: None }, Effect::None);
+        }
         let known = match self.shape {
             Shape::OpenAi => openai_limit(answer),
             Shape::Anthropic => {
@@ -149,7 +155,7 @@ impl Judge<'_> {
         };
         let retry_after = known.map(|(lasts, _)| lasts);
         let lasts = known.or(match self.shape {
-            Shape::OpenAi => Some((self.cooldowns.limited, LimitSource::Setting)),
+            Shape::OpenAi => Some((REST_LIMITED, LimitSource::Setting)),
             // Without any information Anthropic's 429 is no real limit.
             Shape::Anthropic => None,
         });
@@ -162,6 +168,14 @@ impl Judge<'_> {
             _ => Effect::None,
         };
         Row::new(Verdict::Limited { retry_after }, effect)
+    }
+
+    /// Whether the request alone is more than the account's limit: no waiting helps, and the account has
+    /// room for others.
+    fn is_too_large(&self, said: &Said) -> bool {
+        self.shape == Shape::OpenAi
+            && said.is_any(&["rate_limit_exceeded"])
+            && said.begins("request too large for ")
     }
 
     /// The rate limits of OpenAI's API are per model, and the message says so; those of subscriptions

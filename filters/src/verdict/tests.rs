@@ -35,7 +35,6 @@ fn judge(shape: Shape, credential: CredentialKind, policy: &ErrorPolicy) -> Judg
         shape,
         credential,
         policy,
-        cooldowns: Cooldowns::default(),
     }
 }
 
@@ -67,6 +66,9 @@ fn error(message: &str) -> Effect {
         message: message.to_owned(),
     }
 }
+
+/// The body of a 403 that comes of a decision.
+const FORBIDDEN: &str = r#"{"error":{"message":"m"}}"#;
 
 fn strike(message: &str) -> Effect {
     Effect::Strike(Strike {
@@ -146,6 +148,11 @@ fn what_each_status_does_to_the_account() {
     let code = |code: &str| json!({"error": {"message": "m", "code": code}}).to_string();
     let detail = json!({"detail": "Unauthorized"}).to_string();
     let other_detail = json!({"detail": "unauthorized client"}).to_string();
+    let model = json!({"error": {
+        "message": "Project `proj_x` does not have access to model `gpt-4o`",
+        "type": "invalid_request_error", "code": "model_not_found",
+    }});
+    let model = model.to_string();
     let workspace = json!({"detail": {"code": "deactivated_workspace"}}).to_string();
     #[rustfmt::skip]
     let rows = [
@@ -168,9 +175,22 @@ fn what_each_status_does_to_the_account() {
         (Anthropic, ApiKey, 402, code("x"), error("Payment required (402): m")),
         // 403, SPEC 15.3.
         (OpenAi, ApiKey, 403, code("x"), strike("Access forbidden (403): m")),
-        (OpenAi, OAuth, 403, "<html>".into(), strike("Access forbidden (403)")),
+        (OpenAi, OAuth, 403, json!({"error": {"type": "x"}}).to_string(), strike("Access forbidden (403)")),
+        (OpenAi, OAuth, 403, json!({"detail": "m"}).to_string(), strike("Access forbidden (403): m")),
         (Anthropic, ApiKey, 403, code("x"), error("Access forbidden (403): m")),
-        (Anthropic, OAuth, 403, String::new(), error("Access forbidden (403)")),
+        // A model that the project lacks.
+        (OpenAi, ApiKey, 403, model.clone(), Effect::None),
+        (OpenAi, OAuth, 403, code("model_not_found"), Effect::None),
+        (OpenAi, ApiKey, 403, json!({"error": {"type": "Model_Not_Found"}}).to_string(), Effect::None),
+        (Anthropic, ApiKey, 403, model, Effect::None),
+        // A firewall.
+        (OpenAi, ApiKey, 403, "<html>model_not_found</html>".into(), Effect::Failing),
+        (OpenAi, OAuth, 403, String::new(), Effect::Failing),
+        (OpenAi, ApiKey, 403, "{}".into(), Effect::Failing),
+        (OpenAi, ApiKey, 403, r#"{"error":{"message":"cut"#.into(), Effect::Failing),
+        (OpenAi, ApiKey, 403, r#""Forbidden""#.into(), Effect::Failing),
+        (Anthropic, OAuth, 403, "<html>".into(), Effect::Failing),
+        (Anthropic, ApiKey, 403, String::new(), Effect::Failing),
         // 529.
         (OpenAi, ApiKey, 529, String::new(), Effect::Overloaded { lasts: minutes(10) }),
         (Anthropic, OAuth, 529, String::new(), Effect::Overloaded { lasts: minutes(10) }),
@@ -195,17 +215,21 @@ fn messages_are_bounded_and_without_secrets() {
             panic!("{status}: {effect:?}")
         };
         assert!(message.contains("): sk-*** xxx"), "{message}");
-        assert!(message.chars().count() < 340, "{}", message.chars().count());
+        assert!(
+            message.chars().count() == LONGEST_REASON,
+            "{}",
+            message.chars().count()
+        );
     }
 }
 
 /// SPEC 15.3.
 #[test]
 fn strikes() {
-    let Effect::Strike(strike) = plain(OpenAi, OAuth, 403, "").effect else {
+    let Effect::Strike(strike) = plain(OpenAi, OAuth, 403, FORBIDDEN).effect else {
         panic!("no strike")
     };
-    let message = "Access forbidden (403)";
+    let message = "Access forbidden (403): m";
     for (count, effect) in [
         (1, refused_token(message)),
         (2, refused_token(message)),
@@ -213,44 +237,6 @@ fn strikes() {
         (4, error(message)),
     ] {
         assert_eq!(strike.clone().effect(count), effect, "{count}");
-    }
-}
-
-#[test]
-fn cool_downs_are_settings_and_may_be_switched_off() {
-    let policy = ErrorPolicy::default();
-    let with = |limited, overloaded, unauthorized| Judge {
-        cooldowns: Cooldowns {
-            limited,
-            overloaded,
-            unauthorized,
-        },
-        ..judge(OpenAi, OAuth, &policy)
-    };
-    let none = HeaderMap::new();
-    let set = with(s(1), s(2), s(3));
-    assert_eq!(
-        read(&set, 429, &none, "").effect,
-        rate_limited(1, LimitSource::Setting)
-    );
-    assert_eq!(
-        read(&set, 529, &none, "").effect,
-        Effect::Overloaded { lasts: s(2) }
-    );
-    let reason = "Token refused (401)".to_owned();
-    let refused = Effect::TempUnschedulable {
-        lasts: s(3),
-        reason,
-    };
-    assert_eq!(read(&set, 401, &none, "").effect, refused);
-    let off = with(s(0), s(0), s(0));
-    for status in [429, 529, 401] {
-        assert_eq!(
-            read(&off, status, &none, "").effect,
-            Effect::None,
-            "{status}"
-        );
-        assert!(read(&off, status, &none, "").verdict.fails_over());
     }
 }
 
@@ -425,6 +411,43 @@ fn how_long_openai_limits() {
             retry_after: Some(s(0))
         }
     );
+}
+
+#[test]
+fn a_request_above_the_limit_is_its_own_fault() {
+    let policy = ErrorPolicy::default();
+    let too_large = "Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 61337.";
+    let pairs = headers(&[("retry-after", "9")]);
+    let at_9 = || rate_limited(9, LimitSource::RetryAfter);
+    #[rustfmt::skip]
+    let rows = [
+        (OpenAi, "rate_limit_exceeded", too_large, Effect::None),
+        (OpenAi, "rate_limit_exceeded", "request too large for gpt-4o", Effect::None),
+        (OpenAi, "other", too_large, at_9()),
+        (OpenAi, "rate_limit_exceeded", "Limit reached: Request too large for gpt-4o", at_9()),
+        (Anthropic, "rate_limit_exceeded", too_large, at_9()),
+    ];
+    for (shape, code, message, effect) in rows {
+        let judge = judge(shape, ApiKey, &policy);
+        let retry_after = (effect != Effect::None).then(|| s(9));
+        let verdict = Verdict::Limited { retry_after };
+        let body = json!({"error": {"type": "tokens", "code": code, "message": message}});
+        let reading = read(&judge, 429, &pairs, &body.to_string());
+        assert_eq!(
+            (reading.verdict, reading.effect),
+            (verdict, effect.clone()),
+            "{message}"
+        );
+        if code == "rate_limit_exceeded" {
+            let failure = failure("tokens", code, message);
+            let reading = judge.stream_failure(&failure, &pairs, now());
+            assert_eq!(
+                (reading.verdict, reading.effect),
+                (verdict, effect),
+                "{message}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -685,7 +708,8 @@ fn custom_error_codes() {
         (500, "x", Verdict::Unlisted, Effect::None),
         (529, "x", Verdict::Unlisted, Effect::None),
         (200, "x", Verdict::Fine, Effect::None),
-        (403, "", Verdict::BadCredential, strike("Access forbidden (403)")),
+        (403, FORBIDDEN, Verdict::BadCredential, strike("Access forbidden (403): m")),
+        (403, "", Verdict::BadCredential, Effect::Failing),
         (429, "", Verdict::Limited { retry_after: None }, rate_limited(30, LimitSource::Setting)),
         (503, "", Verdict::Failed, error("Custom error code 503")),
         (503, r#"{"message":"m"}"#, Verdict::Failed, error("Custom error code 503: m")),
@@ -760,10 +784,15 @@ fn pool_mode() {
         assert_eq!(reading, expected, "{status} {body}");
     }
     // For API-key accounts only.
-    let reading = read(&judge(OpenAi, OAuth, &pool), 403, &HeaderMap::new(), "");
+    let reading = read(
+        &judge(OpenAi, OAuth, &pool),
+        403,
+        &HeaderMap::new(),
+        FORBIDDEN,
+    );
     assert_eq!(
         (reading.effect, reading.retry_same),
-        (strike("Access forbidden (403)"), false)
+        (strike("Access forbidden (403): m"), false)
     );
     // With custom error codes they count again, and there is no staying on an account that is out.
     let both = ErrorPolicy {
@@ -772,7 +801,7 @@ fn pool_mode() {
     };
     #[rustfmt::skip]
     let rows = [
-        (OpenAi, 403, "", Verdict::BadCredential, strike("Access forbidden (403)"), false),
+        (OpenAi, 403, FORBIDDEN, Verdict::BadCredential, strike("Access forbidden (403): m"), false),
         (OpenAi, 429, "", limited, rate_limited(30, LimitSource::Setting), false),
         (Anthropic, 429, "", limited, Effect::None, true),
         (OpenAi, 400, transient, Verdict::Failed, Effect::None, true),
@@ -844,6 +873,8 @@ fn failures_within_a_stream() {
         (OpenAi, "invalid_request_error", "invalid_api_key", "Incorrect API key", BadCredential),
         (OpenAi, "authentication_error", "", "", BadCredential),
         (OpenAi, "permission_error", "", "", BadCredential),
+        (OpenAi, "invalid_request_error", "model_not_found", "The model does not exist", BadCredential),
+        (Anthropic, "permission_error", "model_not_found", "", BadCredential),
         (OpenAi, "billing_error", "", "", BadCredential),
         (OpenAi, "", "account_deactivated", "", BadCredential),
         (OpenAi, "", "server_is_overloaded", "", Overloaded),
@@ -885,7 +916,9 @@ fn failures_within_a_stream() {
         let failure = failure(kind, code, message);
         let reading = judge(shape, ApiKey, &policy).stream_failure(&failure, &none, now());
         assert_eq!(reading.verdict, verdict, "{shape:?} {failure:?}");
-        let quiet = matches!(verdict, ClientFault) || (shape == Anthropic && verdict == limited);
+        let quiet = matches!(verdict, ClientFault)
+            || code == "model_not_found"
+            || (shape == Anthropic && verdict == limited);
         assert_eq!(
             reading.effect == Effect::None,
             quiet,
@@ -1052,18 +1085,17 @@ fn check(reading: &Reading, policy: &ErrorPolicy, credential: CredentialKind) {
     if reading.retry_same {
         assert!(pool && reading.effect == Effect::None);
     }
-    let month = s(31 * 24 * 60 * 60);
-    let is_sensible = |lasts: &Duration| !lasts.is_zero() && *lasts <= month;
+    let is_sensible = |lasts: &Duration| !lasts.is_zero() && *lasts <= LONGEST_REST;
     match &reading.effect {
         Effect::None | Effect::Failing => {}
         Effect::RateLimited { lasts, .. } | Effect::Overloaded { lasts } => {
             assert!(is_sensible(lasts));
         }
         Effect::TempUnschedulable { lasts, reason } => {
-            assert!(is_sensible(lasts) && reason.chars().count() < 350);
+            assert!(is_sensible(lasts) && reason.chars().count() <= LONGEST_REASON);
         }
-        Effect::Error { message } => assert!(message.chars().count() < 350),
-        Effect::Strike(strike) => assert!(strike.message.chars().count() < 350),
+        Effect::Error { message } => assert!(message.chars().count() <= LONGEST_REASON),
+        Effect::Strike(strike) => assert!(strike.message.chars().count() <= LONGEST_REASON),
     }
 }
 

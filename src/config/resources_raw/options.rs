@@ -136,7 +136,7 @@ fn temp_rule(rule: &Field<'_>) {
     }
 }
 
-/// A list of statuses that an upstream may answer with.
+/// A list of statuses that an upstream may answer with when it does not succeed.
 pub(super) fn statuses(field: &Field<'_>) -> Option<Vec<u16>> {
     let items = field.items("statuses, such as [429, 529]")?;
     Some(items.iter().filter_map(status).collect())

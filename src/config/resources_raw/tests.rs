@@ -177,7 +177,7 @@ fn rules_are_read_with_their_defaults() {
     let (resources, warnings) = read(&[
         "error_passthrough_rules:\n\
          - {name: bare, error_codes: [529]}\n\
-         - {name: full, enabled: false, priority: -1, error_codes: [100, 599], keywords: [Busy, 503], match_mode: all,\n\
+         - {name: full, enabled: false, priority: -1, error_codes: [300, 599], keywords: [Busy, 503], match_mode: all,\n\
         \x20  platforms: [Anthropic, openai], passthrough_code: false, response_code: 400, passthrough_body: false,\n\
         \x20  custom_message: 'Busy, please retry', skip_monitoring: true, description: why}\n\
          - {name: idle, keywords: [x], response_code: 503, custom_message: m}\n",
@@ -206,7 +206,7 @@ fn rules_are_read_with_their_defaults() {
         name: "full".into(),
         enabled: false,
         priority: -1,
-        error_codes: vec![100, 599],
+        error_codes: vec![300, 599],
         keywords: vec!["Busy".into(), "503".into()],
         match_mode: MatchMode::All,
         platforms: vec!["anthropic".into(), "openai".into()],
@@ -330,7 +330,7 @@ fn every_mistake_is_named() {
         (account("extra: {custom_error_codes_enabled: 'yes'}"), "custom_error_codes_enabled: not a flag"),
         (account("extra: {custom_error_codes_enabled: true}"), "extra.custom_error_codes_enabled: custom_error_codes_enabled is true and custom_error_codes is empty, found `true`; expected custom_error_codes with at least one status, or"),
         (account("extra: {custom_error_codes_enabled: true, custom_error_codes: []}"), "extra.custom_error_codes: custom_error_codes_enabled is true and custom_error_codes is empty"),
-        (account("extra: {custom_error_codes_enabled: true, custom_error_codes: [429, 99]}"), "extra.custom_error_codes[1]: out of bounds, found `99`; expected a status from 100 to 599"),
+        (account("extra: {custom_error_codes_enabled: true, custom_error_codes: [429, 299]}"), "extra.custom_error_codes[1]: out of bounds, found `299`; expected a status from 300 to 599"),
         (account("extra: {custom_error_codes_enabled: true, custom_error_codes: [600]}"), "custom_error_codes[0]: out of bounds"),
         (account("extra: {custom_error_codes_enabled: true, custom_error_codes: 429}"), "custom_error_codes: not a list"),
         (account("extra: {temp_unschedulable_enabled: true}"), "temp_unschedulable_rules with at least one rule"),
@@ -346,7 +346,9 @@ fn every_mistake_is_named() {
         // Error passthrough rules.
         ("error_passthrough_rules: [{error_codes: [529]}]".into(), "error_passthrough_rules[0]: `name` is missing"),
         (rule("error_codes: []"), "neither `error_codes` nor `keywords`, so it would never match; expected at least one status or keyword"),
-        (rule("error_codes: [600]"), "error_codes[0]: out of bounds, found `600`; expected a status from 100 to 599"),
+        (rule("error_codes: [600]"), "error_codes[0]: out of bounds, found `600`; expected a status from 300 to 599"),
+        (rule("error_codes: [299]"), "error_codes[0]: out of bounds, found `299`"),
+        (temp_rule("error_code: 299, keywords: [x], duration_minutes: 1"), "error_code: out of bounds, found `299`"),
         (rule("error_codes: [99]"), "error_codes[0]: out of bounds"),
         (rule("keywords: ['']"), "keywords[0]: an empty keyword"),
         (rule("error_codes: [529], match_mode: both"), "match_mode: no such choice, found `both`; expected one of any, all"),

@@ -34,8 +34,8 @@ pub const TEMP_RULE_KEYS: [&str; 4] = ["error_code", "keywords", "duration_minut
 
 /// Tries again on the same account in pool mode.
 pub const POOL_RETRIES: RangeInclusive<u32> = 0..=10;
-/// Statuses of upstreams.
-pub const STATUSES: RangeInclusive<u16> = 100..=599;
+/// Statuses of upstreams that are no success: only these are judged.
+pub const STATUSES: RangeInclusive<u16> = 300..=599;
 /// How long a rule takes an account out: at most a week.
 pub const DURATION_MINUTES: RangeInclusive<u32> = 1..=10_080;
 
@@ -175,7 +175,7 @@ mod tests {
         let wanted = ErrorPolicy {
             pool_mode: true,
             pool_mode_retry_count: 10,
-            custom_error_codes: Some(vec![100, 599, 429]),
+            custom_error_codes: Some(vec![300, 599, 429]),
             temp_unschedulable_rules: vec![TempRule {
                 error_code: 404,
                 keywords: vec!["not found".to_owned(), "gone".to_owned()],
@@ -185,7 +185,7 @@ mod tests {
         };
         let (policy, problems) = read(json!({
             "pool_mode": true, "pool_mode_retry_count": 10,
-            "custom_error_codes_enabled": true, "custom_error_codes": [100, 599, 429],
+            "custom_error_codes_enabled": true, "custom_error_codes": [300, 599, 429],
             "temp_unschedulable_enabled": true, "temp_unschedulable_rules": [rule],
             "base_rpm": 5,
         }));
@@ -233,14 +233,14 @@ mod tests {
                 "pool_mode_retry_count: not a whole",
             ),
             (
-                codes(json!([99])),
-                "custom_error_codes: not a whole number from 100 to 599",
+                codes(json!([299])),
+                "custom_error_codes: not a whole number from 300 to 599",
             ),
             (codes(json!([429, 600])), "custom_error_codes: not a whole"),
             (codes(json!([])), "custom_error_codes: no status in it"),
             (codes(json!(429)), "custom_error_codes: not a list"),
             (
-                rule(json!({"error_code": 0})),
+                rule(json!({"error_code": 299})),
                 "temp_unschedulable_rules: rule 1: error_code: not a whole",
             ),
             (

@@ -87,3 +87,34 @@ BEGIN
     WHERE r.id = NEW.id
     ON CONFLICT (request_id) DO NOTHING;
 END;
+
+-- The ledger once more, with every row and rule as it was: but for `kind IN (…)` SQLite builds a
+-- table of the four words for every row it checks, which was a third of the cost of an entry.
+DROP TRIGGER ledger_entries_no_update;
+DROP TRIGGER ledger_entries_no_delete;
+CREATE TABLE ledger_entries_new (
+    id           INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    user_id      INTEGER NOT NULL REFERENCES users (id),
+    kind         TEXT NOT NULL
+        CHECK (kind = 'charge' OR kind = 'credit' OR kind = 'adjustment' OR kind = 'reversal'),
+    amount_nanos INTEGER NOT NULL,
+    request_id   TEXT,
+    note         TEXT,
+    created_at   INTEGER NOT NULL,
+    CHECK (kind <> 'charge' OR request_id IS NOT NULL)
+) STRICT;
+INSERT INTO ledger_entries_new SELECT * FROM ledger_entries ORDER BY id;
+DROP TABLE ledger_entries;
+ALTER TABLE ledger_entries_new RENAME TO ledger_entries;
+CREATE INDEX ledger_entries_by_user ON ledger_entries (user_id, id);
+-- A request is charged once and reversed at most once.
+CREATE UNIQUE INDEX ledger_entries_once ON ledger_entries (request_id, kind)
+    WHERE request_id IS NOT NULL;
+CREATE TRIGGER ledger_entries_no_update BEFORE UPDATE ON ledger_entries
+BEGIN
+    SELECT RAISE(ABORT, 'the ledger is append-only');
+END;
+CREATE TRIGGER ledger_entries_no_delete BEFORE DELETE ON ledger_entries
+BEGIN
+    SELECT RAISE(ABORT, 'the ledger is append-only');
+END;

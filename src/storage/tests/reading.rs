@@ -260,6 +260,21 @@ async fn old_records_are_carried_over_and_so_is_what_an_older_program_still_writ
         )
     };
     let (dir, store) = filled().await;
+    let ledger = async |store: &Store| {
+        let sql = "SELECT group_concat(id || ' ' || user_id || ' ' || kind || ' ' || amount_nanos \
+                   || ' ' || created_at) || (SELECT seq FROM sqlite_sequence \
+                   WHERE name = 'ledger_entries') FROM ledger_entries ORDER BY id";
+        let row = store
+            .inner
+            .pools
+            .reader
+            .query_one_raw(crate::storage::rows::statement(sql, vec![]))
+            .await;
+        let text: String = row.unwrap().unwrap().try_get_by_index(0).unwrap();
+        text
+    };
+    store.credit("bob", Money(7)).await.unwrap();
+    let entries = ledger(&store).await;
     let writer = &store.inner.pools.writer;
     // Back to the schema before this step, with two records of that time.
     for sql in [
@@ -276,6 +291,7 @@ async fn old_records_are_carried_over_and_so_is_what_an_older_program_still_writ
     store.close().await.unwrap();
 
     let store = open(&dir).await;
+    assert_eq!(ledger(&store).await, entries);
     let writer = &store.inner.pools.writer;
     for sql in [old_row("r-3", "anna", "3"), old_row("r-3", "anna", "3")] {
         writer.execute_unprepared(&sql).await.unwrap();

@@ -136,6 +136,7 @@ async fn the_ledger_is_append_only_and_drift_is_found() {
         "DELETE FROM ledger_entries",
         "DELETE FROM users",
         "INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (1, 'charge', -1, 0)",
+        "INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (1, 'gift', 1, 0)",
         "UPDATE users SET balance_nanos = 9223372036854775807 + 1",
     ] {
         writer.execute_unprepared(sql).await.unwrap_err();

@@ -1,9 +1,11 @@
 //! One connection, plain or TLS, that can also be reset.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -26,6 +28,24 @@ impl Link {
     pub(crate) fn reset_on_close(&self) {
         // Fails only on a socket that is already gone, which is what we are after.
         let _ = self.tcp().set_zero_linger();
+    }
+}
+
+/// The other side of a connection, as the system knows it: asked where a task that would find out by
+/// reading may not have been run yet.
+pub(crate) struct Peer(OwnedFd);
+
+impl Peer {
+    /// Of this connection, which stays open as long as this lives.
+    pub(crate) fn of(link: &Link) -> io::Result<Self> {
+        link.tcp().as_fd().try_clone_to_owned().map(Self)
+    }
+
+    /// Whether it has closed or reset the connection, whatever of it is still unread here.
+    pub(crate) fn has_left(&self) -> bool {
+        let mut asked = [PollFd::new(&self.0, PollFlags::RDHUP)];
+        let at_once = Timespec::default();
+        matches!(poll(&mut asked, Some(&at_once)), Ok(1..))
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a fake upstream received, and waiting for it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -8,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::LIMIT;
+use crate::link::Peer;
 use crate::wire::find;
 
 /// One request as it was received; it grows while it is.
@@ -102,6 +105,7 @@ pub(crate) struct Log {
     counts: Mutex<Counts>,
     changed: Notify,
     keep: bool,
+    tickets: AtomicU64,
 }
 
 #[derive(Default)]
@@ -110,7 +114,7 @@ struct Counts {
     open_connections: u64,
     total: u64,
     all: Level,
-    per_credential: HashMap<String, Level>,
+    per_credential: HashMap<String, AtOnce>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -126,6 +130,31 @@ impl Level {
     }
 }
 
+/// The exchanges of one credential, counted as whoever sent them counts: from the head of a request
+/// until its end is on its way to the sender or the sender has gone. What is behind either may come
+/// before this side gets to do anything else.
+#[derive(Default)]
+struct AtOnce {
+    running: Vec<Exchange>,
+    most: usize,
+}
+
+struct Exchange {
+    ticket: u64,
+    peer: Arc<Peer>,
+}
+
+impl AtOnce {
+    fn start(&mut self, ticket: u64, peer: Arc<Peer>) {
+        self.running.push(Exchange { ticket, peer });
+        if self.running.len() > self.most {
+            // Some that have been given up may not know it yet.
+            let there = self.running.iter().filter(|e| !e.peer.has_left());
+            self.most = self.most.max(there.count());
+        }
+    }
+}
+
 impl Log {
     /// `keep` = remember the requests (counters are always kept).
     pub(crate) fn new(keep: bool) -> Self {
@@ -134,6 +163,7 @@ impl Log {
             counts: Mutex::default(),
             changed: Notify::new(),
             keep,
+            tickets: AtomicU64::new(0),
         }
     }
 
@@ -164,20 +194,26 @@ impl Log {
         self.counts.lock().total
     }
 
-    pub(crate) fn in_flight(&self, credential: Option<&str>) -> usize {
-        self.level(credential).now
+    pub(crate) fn in_flight(&self) -> usize {
+        self.counts.lock().all.now
     }
 
-    pub(crate) fn most_in_flight(&self, credential: Option<&str>) -> usize {
-        self.level(credential).most
+    pub(crate) fn most_in_flight(&self) -> usize {
+        self.counts.lock().all.most
     }
 
-    fn level(&self, credential: Option<&str>) -> Level {
+    pub(crate) fn in_flight_of(&self, credential: &str) -> usize {
         let counts = self.counts.lock();
-        match credential {
-            None => counts.all,
-            Some(key) => counts.per_credential.get(key).copied().unwrap_or_default(),
-        }
+        let of = counts.per_credential.get(credential);
+        of.map_or(0, |of| of.running.len())
+    }
+
+    pub(crate) fn most_in_flight_of(&self, credential: &str) -> usize {
+        let counts = self.counts.lock();
+        counts
+            .per_credential
+            .get(credential)
+            .map_or(0, |of| of.most)
     }
 
     pub(crate) fn requests(&self) -> Vec<Received> {
@@ -220,16 +256,15 @@ impl Log {
     }
 
     /// Starts a request; it counts as in flight until the ticket is dropped.
-    pub(crate) fn start(self: &std::sync::Arc<Self>, request: &Received) -> Ticket {
+    pub(crate) fn start(self: &Arc<Self>, request: &Received, peer: &Arc<Peer>) -> Ticket {
         let credential = request.credential().map(str::to_owned);
+        let number = self.tickets.fetch_add(1, Ordering::Relaxed);
         let mut counts = self.counts.lock();
         counts.total += 1;
         counts.all.up();
         if let Some(key) = &credential {
-            match counts.per_credential.get_mut(key) {
-                Some(level) => level.up(),
-                None => counts.per_credential.entry(key.clone()).or_default().up(),
-            }
+            let of = counts.per_credential.entry(key.clone()).or_default();
+            of.start(number, peer.clone());
         }
         drop(counts);
         let place = self.keep.then(|| {
@@ -240,6 +275,7 @@ impl Log {
         self.changed.notify_waiters();
         Ticket {
             log: self.clone(),
+            number,
             place,
             credential,
         }
@@ -248,12 +284,23 @@ impl Log {
 
 /// A request in flight.
 pub(crate) struct Ticket {
-    log: std::sync::Arc<Log>,
+    log: Arc<Log>,
+    number: u64,
     place: Option<usize>,
     credential: Option<String>,
 }
 
 impl Ticket {
+    /// The end of the answer is about to be written: from now on the sender of the request may know
+    /// that it is over.
+    pub(crate) fn ends(&self) {
+        if let Some(key) = &self.credential
+            && let Some(of) = self.log.counts.lock().per_credential.get_mut(key)
+        {
+            of.running.retain(|exchange| exchange.ticket != self.number);
+        }
+    }
+
     /// Changes the request's entry and wakes who waits for it.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Received)) {
         if let Some(place) = self.place {
@@ -267,14 +314,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut counts = self.log.counts.lock();
-        counts.all.now -= 1;
-        if let Some(key) = &self.credential
-            && let Some(level) = counts.per_credential.get_mut(key)
-        {
-            level.now -= 1;
-        }
-        drop(counts);
+        self.ends();
+        self.log.counts.lock().all.now -= 1;
         self.log.changed.notify_waiters();
     }
 }

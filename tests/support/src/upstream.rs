@@ -246,22 +246,26 @@ impl FakeUpstream {
 
     /// Requests in flight: from their head to the end of their answer.
     pub fn in_flight(&self) -> usize {
-        self.shared.log.in_flight(None)
+        self.shared.log.in_flight()
     }
 
     /// The most requests that were ever in flight at once.
     pub fn most_in_flight(&self) -> usize {
-        self.shared.log.most_in_flight(None)
+        self.shared.log.most_in_flight()
     }
 
-    /// Requests of one credential in flight.
+    /// Requests of one credential in flight: to the end of their answers as their sender sees it,
+    /// which is the moment before the last bytes are written.
     pub fn in_flight_of(&self, credential: &str) -> usize {
-        self.shared.log.in_flight(Some(credential))
+        self.shared.log.in_flight_of(credential)
     }
 
-    /// The most requests of one credential that were ever in flight at once.
+    /// The most requests of one credential that were ever in flight at once, as
+    /// [`FakeUpstream::in_flight_of`] counts. A request is over, too, from the moment in which its
+    /// sender has closed its connection. So a sender that keeps to a limit is never seen beyond it,
+    /// with one exception: a stream of HTTP/2 that was reset may be over before its reset is read.
     pub fn most_in_flight_of(&self, credential: &str) -> usize {
-        self.shared.log.most_in_flight(Some(credential))
+        self.shared.log.most_in_flight_of(credential)
     }
 }
 

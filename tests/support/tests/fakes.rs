@@ -6,8 +6,8 @@ use std::io::ErrorKind;
 use bytes::Bytes;
 use serde_json::json;
 use tollgate_test_support::{
-    Alpn, Answer, Early, FakeUpstream, Gate, H1Client, H2Client, Request, TestCa, Usage, openai,
-    post_json,
+    Alpn, Answer, Early, FakeUpstream, Gate, H1Client, H2Client, Received, Request, TestCa, Usage,
+    openai, post_json,
 };
 
 const PATH: &str = "/v1/responses";
@@ -279,6 +279,39 @@ async fn counts_what_is_in_flight() {
         (upstream.most_in_flight(), upstream.most_in_flight_of("b")),
         (3, 1)
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_keeps_to_a_limit_is_never_seen_beyond_it() {
+    let upstream = FakeUpstream::start().await;
+    let long = Answer::body(200, "text/plain", "x".repeat(5_000));
+    let request = Request::post(PATH, "{}").bearer("k");
+    for round in 0..100 {
+        // Over as soon as its last byte is read, or its connection is closed.
+        let answer = match round % 4 {
+            0 => long.clone().split_every(1_000),
+            1 => long.clone().chunked(&[4_000]),
+            2 => Answer::never(),
+            _ => long.clone().chunked(&[1_000]).then_stall(),
+        };
+        upstream.push(answer);
+        let mut client = H1Client::connect(upstream.address()).await.unwrap();
+        client.send_request(&request).await.unwrap();
+        match round % 4 {
+            0 | 1 => assert_eq!(client.reply().await.unwrap().status, 200),
+            2 => {
+                let seen = |seen: &[Received]| seen.len() == round + 1;
+                upstream.wait_for("it is there", seen).await;
+            }
+            _ => assert_eq!(client.head().await.unwrap().status, 200),
+        }
+        match round % 8 {
+            0..4 => drop(client),
+            _ => client.reset(),
+        }
+    }
+    upstream.wait_idle().await;
+    assert_eq!(upstream.most_in_flight_of("k"), 1);
 }
 
 #[tokio::test]

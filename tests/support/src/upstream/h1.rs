@@ -9,7 +9,7 @@ use tokio::io::{AsyncWriteExt, Interest};
 
 use super::{Shared, decide};
 use crate::answer::{Answer, Early, Ending, Framing, Next, Pace, Reply, Response};
-use crate::link::Link;
+use crate::link::{Link, Peer};
 use crate::received::{Received, Ticket};
 use crate::wire::{Body, Head, Wire};
 
@@ -23,10 +23,13 @@ enum After {
 }
 
 pub(super) async fn serve(link: Link, number: u64, shared: Arc<Shared>) {
+    let Ok(peer) = Peer::of(&link).map(Arc::new) else {
+        return;
+    };
     let mut wire = Wire::new(link);
     while let Ok(Some(head)) = wire.head().await {
         let (request, mut body) = begin(head, number);
-        let ticket = shared.log.start(&request);
+        let ticket = shared.log.start(&request, &peer);
         let keeps_alive = !request.says_close;
         let after = exchange(&mut wire, request.received, &mut body, &ticket, &shared).await;
         match after {
@@ -106,7 +109,7 @@ async fn exchange(
         && let Some(early) = answer.early
     {
         let answer = decide(next, &request);
-        let after = give(wire, &answer, &request, early == Early::Close).await;
+        let after = give(wire, &answer, &request, early == Early::Close, ticket).await;
         return match (after, early) {
             (After::Keep, Early::Drain) => match read(wire, &mut request, body, ticket).await {
                 true => After::Keep,
@@ -131,7 +134,7 @@ async fn exchange(
     }
     let answer = decide(next, &request);
     // What a handler decided comes too late to be early.
-    give(wire, &answer, &request, false).await
+    give(wire, &answer, &request, false, ticket).await
 }
 
 /// Reads the body into the request and its log entry; `false` = the peer left before its end.
@@ -162,7 +165,13 @@ async fn read(wire: &mut Wire, request: &mut Received, body: &mut Body, ticket: 
     complete
 }
 
-async fn give(wire: &mut Wire, answer: &Answer, request: &Received, closing: bool) -> After {
+async fn give(
+    wire: &mut Wire,
+    answer: &Answer,
+    request: &Received,
+    closing: bool,
+    ticket: &Ticket,
+) -> After {
     if !answer.delay.is_zero() && gone(wire, tokio::time::sleep(answer.delay)).await {
         return After::PeerLeft;
     }
@@ -173,7 +182,7 @@ async fn give(wire: &mut Wire, answer: &Answer, request: &Received, closing: boo
         }
     }
     match &answer.reply {
-        Reply::Response(response) => respond(wire, response, request, closing).await,
+        Reply::Response(response) => respond(wire, response, request, closing, ticket).await,
         Reply::CloseBeforeHeader => After::Close,
         Reply::ResetBeforeHeader => After::Reset,
         Reply::NeverAnswer | Reply::Echo => {
@@ -183,7 +192,13 @@ async fn give(wire: &mut Wire, answer: &Answer, request: &Received, closing: boo
     }
 }
 
-async fn respond(wire: &mut Wire, response: &Response, request: &Received, closing: bool) -> After {
+async fn respond(
+    wire: &mut Wire,
+    response: &Response,
+    request: &Received,
+    closing: bool,
+    ticket: &Ticket,
+) -> After {
     let is_head = request.method == "HEAD";
     let mut pending = head(response, closing).into_bytes();
     let chunked = response.framing == Framing::Chunked && !is_head;
@@ -214,6 +229,9 @@ async fn respond(wire: &mut Wire, response: &Response, request: &Received, closi
     if chunked && response.ending == Ending::End {
         pending.extend_from_slice(b"0\r\n\r\n");
     }
+    if is_head || ends_in_itself(response) {
+        ticket.ends();
+    }
     if wire.write(&pending).await.is_err() {
         return After::PeerLeft;
     }
@@ -226,6 +244,19 @@ async fn respond(wire: &mut Wire, response: &Response, request: &Received, closi
             wire.closed().await;
             After::PeerLeft
         }
+    }
+}
+
+/// Whether the bytes of the answer say where it ends, as they are sent.
+fn ends_in_itself(response: &Response) -> bool {
+    match response.framing {
+        Framing::Chunked => response.ending == Ending::End,
+        Framing::ContentLength(None) => true,
+        Framing::ContentLength(Some(announced)) => {
+            let actual: usize = response.pieces.iter().map(Bytes::len).sum();
+            announced <= actual as u64
+        }
+        Framing::Close => false,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{Shared, decide};
 use crate::answer::{Answer, Early, Ending, Framing, Next, Pace, Reply, Response};
-use crate::link::Link;
+use crate::link::{Link, Peer};
 use crate::received::{Received, Ticket};
 
 /// Windows large enough that uploads of many MiB do not wait for updates.
@@ -31,6 +31,9 @@ enum After {
 }
 
 pub(super) async fn serve(link: Link, number: u64, shared: Arc<Shared>) {
+    let Ok(peer) = Peer::of(&link).map(Arc::new) else {
+        return;
+    };
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -46,7 +49,8 @@ pub(super) async fn serve(link: Link, number: u64, shared: Arc<Shared>) {
         tokio::select! {
             accepted = connection.accept() => {
                 let Some(Ok((request, respond))) = accepted else { break };
-                streams.spawn(exchange(request, respond, number, shared.clone(), breaks.clone()));
+                let (from, shared, breaks) = ((number, peer.clone()), shared.clone(), breaks.clone());
+                streams.spawn(exchange(request, respond, from, shared, breaks));
             }
             () = breaks.notified() => {
                 let _ = tokio::time::timeout(FLUSH, poll_fn(|cx| connection.poll_closed(cx))).await;
@@ -63,13 +67,13 @@ pub(super) async fn serve(link: Link, number: u64, shared: Arc<Shared>) {
 async fn exchange(
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    number: u64,
+    (number, peer): (u64, Arc<Peer>),
     shared: Arc<Shared>,
     breaks: Arc<Notify>,
 ) {
     let (parts, mut stream) = request.into_parts();
     let mut request = begin(&parts, number);
-    let ticket = shared.log.start(&request);
+    let ticket = shared.log.start(&request, &peer);
     let next = shared.next(&request);
     let early = match &next {
         Next::Answer(answer) => answer.early,
@@ -78,7 +82,7 @@ async fn exchange(
     let after = match early {
         Some(early) => {
             let answer = decide(next, &request);
-            let after = give(&mut respond, &answer).await;
+            let after = give(&mut respond, &answer, &ticket).await;
             match (&after, early) {
                 (After::Done, Early::Drain) => {
                     match read(&mut stream, &mut request, &ticket).await {
@@ -94,7 +98,7 @@ async fn exchange(
             }
         }
         None => match read(&mut stream, &mut request, &ticket).await {
-            true => give(&mut respond, &decide(next, &request)).await,
+            true => give(&mut respond, &decide(next, &request), &ticket).await,
             false => After::PeerLeft,
         },
     };
@@ -162,7 +166,7 @@ async fn read(stream: &mut RecvStream, request: &mut Received, ticket: &Ticket) 
     complete
 }
 
-async fn give(respond: &mut SendResponse<Bytes>, answer: &Answer) -> After {
+async fn give(respond: &mut SendResponse<Bytes>, answer: &Answer, ticket: &Ticket) -> After {
     let ready = async {
         if !answer.delay.is_zero() {
             tokio::time::sleep(answer.delay).await;
@@ -177,7 +181,7 @@ async fn give(respond: &mut SendResponse<Bytes>, answer: &Answer) -> After {
         () = left(respond) => return After::PeerLeft,
     }
     match &answer.reply {
-        Reply::Response(response) => send(respond, response).await,
+        Reply::Response(response) => send(respond, response, ticket).await,
         Reply::CloseBeforeHeader => After::Break,
         Reply::ResetBeforeHeader => {
             respond.send_reset(Reason::INTERNAL_ERROR);
@@ -196,11 +200,14 @@ async fn left(respond: &mut SendResponse<Bytes>) {
     let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
 }
 
-async fn send(respond: &mut SendResponse<Bytes>, response: &Response) -> After {
+async fn send(respond: &mut SendResponse<Bytes>, response: &Response, ticket: &Ticket) -> After {
     let pieces = &response.pieces;
     let ends_with_head = pieces.is_empty()
         && response.ending == Ending::End
         && !matches!(response.pace, Pace::Gated { .. });
+    if ends_with_head {
+        ticket.ends();
+    }
     let Ok(mut stream) = respond.send_response(head(response), ends_with_head) else {
         return After::PeerLeft;
     };
@@ -210,6 +217,9 @@ async fn send(respond: &mut SendResponse<Bytes>, response: &Response) -> After {
         }
         let gated = matches!(response.pace, Pace::Gated { free, .. } if pieces.len() <= free);
         let last = index + 1 == pieces.len() && response.ending == Ending::End && !gated;
+        if last {
+            ticket.ends();
+        }
         if !write(&mut stream, piece.clone(), last).await {
             return After::PeerLeft;
         }
@@ -220,6 +230,7 @@ async fn send(respond: &mut SendResponse<Bytes>, response: &Response) -> After {
         if !pass(&mut stream, &response.pace, free).await {
             return After::PeerLeft;
         }
+        ticket.ends();
         if response.ending == Ending::End && stream.send_data(Bytes::new(), true).is_err() {
             return After::PeerLeft;
         }
