@@ -23,9 +23,9 @@ use crate::domain::{AccountId, Conditions};
 use crate::state::{Load, Want};
 
 /// At least this many of a large tier are looked at …
-const SAMPLE: usize = 32;
+const SAMPLE: usize = 24;
 /// … and at least so many times what the weighted choice takes.
-const SAMPLE_PER_TOP_K: usize = 4;
+const SAMPLE_PER_TOP_K: usize = 3;
 /// Up to so many times the sample, all of a tier are looked at instead.
 const SMALL_TIER: usize = 2;
 

@@ -122,9 +122,10 @@ pub struct Contender {
 /// What the scores compare the accounts with.
 #[derive(Clone, Copy, Debug)]
 struct Field {
-    most_waiting: f64,
+    per_waiting: f64,
     quickest_ms: f64,
-    slowest_ms: f64,
+    /// 0 where all are equally quick.
+    per_spread_ms: f64,
     skew: f64,
 }
 
@@ -145,22 +146,26 @@ impl Field {
         let mean = sum / count;
         let squares: f64 = contenders.iter().map(|c| (c.load - mean).powi(2)).sum();
         Field {
-            most_waiting: f64::from(most_waiting),
+            per_waiting: f64::from(most_waiting).recip(),
             quickest_ms,
-            slowest_ms,
+            per_spread_ms: match slowest_ms - quickest_ms {
+                spread_ms if spread_ms > 0.0 => spread_ms.recip(),
+                _ => 0.0,
+            },
             skew: (squares / count).sqrt(),
         }
     }
 
     fn score(&self, contender: &Contender, weights: &SchedulingWeights) -> f64 {
         let free = |used: f64| 1.0 - used.clamp(0.0, 1.0);
-        let spread_ms = self.slowest_ms - self.quickest_ms;
         let first_token = match contender.first_token_ms {
-            Some(ms) if spread_ms > 0.0 => free((ms - self.quickest_ms) / spread_ms),
+            Some(ms) if self.per_spread_ms > 0.0 => {
+                free((ms - self.quickest_ms) * self.per_spread_ms)
+            }
             _ => 0.5,
         };
-        weights.load * free(contender.load / 100.0)
-            + weights.queue * free(f64::from(contender.waiting) / self.most_waiting)
+        weights.load * free(contender.load * 0.01)
+            + weights.queue * free(f64::from(contender.waiting) * self.per_waiting)
             + weights.error * free(contender.errors)
             + weights.first_token * first_token
     }

@@ -451,10 +451,10 @@ fn a_large_tier_is_sampled_and_then_walked() {
     let pool = pool_of((1..=1_000).map(account).collect());
     let held = conditions(&[]);
     let first = stages(&pool, &held, request(&[], 0)).unwrap();
-    assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [32, 968]);
+    assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [24, 976]);
     // One out of each part of it.
     for (id, part) in first[0].iter().zip(0..) {
-        assert!((part * 1_000 / 32..(part + 1) * 1_000 / 32).contains(&(id - 1)));
+        assert!((part * 1_000 / 24..(part + 1) * 1_000 / 24).contains(&(id - 1)));
     }
     let of_seed = |seed| {
         let request = Request {
@@ -470,14 +470,14 @@ fn a_large_tier_is_sampled_and_then_walked() {
         top_k: 20,
         ..request(&[], 0)
     };
-    assert_eq!(stages(&pool, &held, wide).unwrap()[0].len(), 80);
+    assert_eq!(stages(&pool, &held, wide).unwrap()[0].len(), 60);
     // Most do not fit: a sample would tell little.
     let limited = |id| (id, condition(ConditionKind::RateLimited, 0, Some(9)));
     let most: Vec<_> = (1..=900).map(limited).collect();
     let got = stages(&pool, &conditions(&most), request(&[], 0)).unwrap();
     assert_eq!(got, [(901..=1_000).collect::<Vec<i64>>()]);
     // A small one is not sampled.
-    let small = pool_of((1..=64).map(account).collect());
+    let small = pool_of((1..=48).map(account).collect());
     assert_eq!(stages(&small, &held, request(&[], 0)).unwrap().len(), 1);
 }
 
