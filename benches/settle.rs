@@ -49,7 +49,7 @@ fn record(number: u64) -> UsageRecord {
         model: model.to_owned(),
         upstream_model: model.to_owned(),
         model_mapping_chain: None,
-        stream: number % 2 == 0,
+        stream: number.is_multiple_of(2),
         status: 200,
         outcome: Outcome::Ok,
         tokens: TokenUsage {

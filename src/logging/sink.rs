@@ -48,18 +48,19 @@ impl Sink {
                 stream,
             }),
         });
-        let theirs = Arc::downgrade(&shared);
+        let theirs = shared.clone();
         let started = std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || {
-                while let Some(shared) = theirs.upgrade() {
-                    let mut waiting = shared.waiting.lock();
-                    if waiting.is_empty() {
-                        shared.filled.wait(&mut waiting);
+                loop {
+                    let mut waiting = theirs.waiting.lock();
+                    while waiting.is_empty() {
+                        theirs.filled.wait(&mut waiting);
                     }
+                    // Nobody notifies while something waits: this is the delay.
+                    theirs.filled.wait_for(&mut waiting, DELAY);
                     drop(waiting);
-                    std::thread::sleep(DELAY);
-                    shared.flush();
+                    theirs.flush();
                 }
             });
         Sink {
