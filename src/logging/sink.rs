@@ -254,9 +254,10 @@ mod tests {
     #[test]
     fn what_a_stream_does_not_take_is_tried_again_or_counted_and_lines_stay_whole() {
         use ErrorKind::{BrokenPipe, Interrupted, WouldBlock};
+        type Script<'s> = &'s [Result<usize, ErrorKind>];
         let broken = || Err(BrokenPipe);
         #[rustfmt::skip]
-        let rows: [(&[Result<usize, ErrorKind>], bool, &[&str], &str); 10] = [
+        let rows: [(Script<'_>, bool, &[&str], &str); 10] = [
             (&[Ok(1), Err(WouldBlock), Ok(2), Err(Interrupted), Err(WouldBlock)], false, &["one\ntwo\n"], "one\ntwo\n"),
             // Given up in a line, between lines, before any.
             (&[Ok(2), broken()], false, &["one\ntwo\nthree\n", "four\n"], "one\n2 lost\nfour\n"),
@@ -273,6 +274,7 @@ mod tests {
         ];
         for (script, stuck, pieces, expected) in rows {
             let (taken, written) = mpsc::channel();
+            #[expect(clippy::unnecessary_to_owned, reason = "it is kept in a box")]
             let script = script.to_vec().into_iter();
             let mut output = Output {
                 leaving: vec![],
