@@ -39,6 +39,7 @@ use crate::jobs::reload::Reloader;
 use crate::jobs::sweep::Sweeper;
 use crate::jobs::writer::Writer;
 use crate::limits::bodies::BodyBudget;
+use crate::limits::noise::Noise;
 use crate::metrics::Metrics;
 use crate::providers::resolve::Resolver;
 use crate::proxy::context::RequestIds;
@@ -198,6 +199,7 @@ impl App {
             hasher: store.hasher().clone(),
             ids: RequestIds::new(random_u64()),
             unpriced: UnpricedModels::default(),
+            noise: Noise::default(),
             draining: AtomicBool::new(false),
             config: ArcSwap::new(config),
             balances: balances.clone(),

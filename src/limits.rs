@@ -4,6 +4,7 @@
 //! collide share a count, which may only ever refuse too much, and it cannot hand a unit on.)
 
 pub mod bodies;
+pub mod noise;
 
 use crate::domain::User;
 use crate::state::{Slot, Want};

@@ -43,6 +43,7 @@ use crate::billing::balances::Balances;
 use crate::billing::outbox::Outbox;
 use crate::config::Config;
 use crate::limits::bodies::BodyBudget;
+use crate::limits::noise::Noise;
 use crate::providers::resolve::Resolver;
 use crate::scheduler::Scheduler;
 use crate::state::LiveState;
@@ -85,6 +86,8 @@ pub struct Rooms {
     pub ids: RequestIds,
     /// Models without a price that have been warned of.
     pub unpriced: UnpricedModels,
+    /// Which complaints are worth a line.
+    pub noise: Noise,
     /// Set while the server waits for its last requests.
     pub draining: AtomicBool,
 }

@@ -50,6 +50,8 @@ struct Full {
     wants: Vec<Want>,
     /// Whether the conversation is bound to whatever comes free.
     binds: bool,
+    /// The request goes to this account or nowhere.
+    required: bool,
     /// When an account that is out now will be back.
     returns_at: Option<DateTime<Utc>>,
 }
@@ -76,7 +78,7 @@ pub async fn choose_account(session: &mut Session, ctx: &mut Context) -> Result<
         };
         match line_up(session, ctx, &full.wants, None, changed).await? {
             Lined::Granted(lease) => {
-                if let Some(choice) = granted(ctx, lease, full.binds).await {
+                if let Some(choice) = granted(ctx, lease, &full).await {
                     return Ok(choice);
                 }
             }
@@ -124,7 +126,7 @@ async fn line_up(
 
 /// A slot came free after a wait. `None` when its account has become unfit meanwhile: the slot goes
 /// back, the request keeps its place in line.
-async fn granted(ctx: &mut Context, lease: Lease, binds: bool) -> Option<Choice> {
+async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice> {
     let (principal, asked) = (ctx.principal.clone()?, ctx.asked.clone()?);
     let Slot::Account(id) = lease.slot() else {
         return None;
@@ -140,14 +142,18 @@ async fn granted(ctx: &mut Context, lease: Lease, binds: bool) -> Option<Choice>
         return None;
     }
     let account = view.pool.member(id)?.account.clone();
-    let has_others = candidates.more_than_one();
+    let has_others = !full.required && candidates.more_than_one();
     let found = Found {
-        layer: Layer::Load,
+        layer: match full.required {
+            true => Layer::PreviousResponse,
+            false => Layer::Load,
+        },
+        previous_hit: full.required,
         candidates: candidates.everyone(LINES).len(),
         ..Found::default()
     };
     drop(candidates);
-    if binds {
+    if full.binds {
         view.bind(ctx, &asked, id).await;
     }
     Some(view.choice(ctx, account, lease, has_others, found))
@@ -411,6 +417,7 @@ async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
     Ok(Look::Full(Full {
         wants: candidates.wants(LINES),
         binds,
+        required: false,
         returns_at: returns_at(&view, &asked),
     }))
 }
@@ -439,6 +446,7 @@ async fn going_on(
         return Ok(Look::Full(Full {
             wants: vec![want],
             binds: false,
+            required: true,
             returns_at: None,
         }));
     };

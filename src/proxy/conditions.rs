@@ -68,6 +68,7 @@ async fn put(ctx: &Context, name: &str, id: AccountId, platform: &'static str, c
         ConditionKind::Error => log::Level::Warn,
         _ => log::Level::Info,
     };
+    let level = ctx.rooms.noise.level(("out", id, kind), level);
     log::log!(
         target: "tollgate::accounts", level,
         "request.id" = ctx.id.as_str(),

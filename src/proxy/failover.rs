@@ -209,8 +209,10 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
     ended
         .pool
         .report(ended.account.id, Outcome::Failed, Utc::now());
-    log::info!(
-        target: "tollgate::failover",
+    let about = ("failed", ended.account.id);
+    let level = ctx.rooms.noise.level(about, log::Level::Info);
+    log::log!(
+        target: "tollgate::failover", level,
         "request.id" = ctx.id.as_str(),
         "account" = ended.account.name.as_str(),
         "reason" = reason,
