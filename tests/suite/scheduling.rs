@@ -148,15 +148,15 @@ async fn who_goes_on_from_a_response_goes_to_its_account() {
     // Known after a restart, and after a crash when it was written down.
     gateway.stop();
     gateway.launch();
-    follow(&gateway, "restarted").await;
     upstream.push(answer("resp_late"));
     let late = account(&gateway, &upstream, &asking("late", &[], &[])).await;
-    // All that was made since the start: of the eight, and this one.
+    // The first one of this process.
     gateway
         .wait("the binding to be written", || {
-            gateway.metric("response_bindings_written_total") >= 9.0
+            gateway.metric("response_bindings_written_total") >= 1.0
         })
         .await;
+    follow(&gateway, "restarted").await;
     gateway.wait_metric("writer_queue_records", 0.0).await;
     gateway.kill();
     gateway.launch();
