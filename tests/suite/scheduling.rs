@@ -334,7 +334,10 @@ async fn a_request_that_goes_elsewhere_does_not_take_its_session_along() {
         .start()
         .await;
     let home = account(&gateway, &upstream, &of_session("s", "first")).await;
+    // A client has its answer a moment before the slot is free.
+    let slots = "slots_held{slot=\"account\"}";
     for round in 0..3 {
+        gateway.wait_metric(slots, 0.0).await;
         let gate = Gate::new();
         let request = of_session("s", &format!("held {round}"));
         let (held, by) = hold(&gateway, &upstream, &gate, &request).await;
@@ -344,6 +347,7 @@ async fn a_request_that_goes_elsewhere_does_not_take_its_session_along() {
         for spill in 0..3 {
             let request = of_session("s", &format!("spills {round} {spill}"));
             others.push(account(&gateway, &upstream, &request).await);
+            gateway.wait_metric(slots, 1.0).await;
         }
         assert_ne!(others[0], home);
         others.dedup();
