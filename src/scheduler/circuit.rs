@@ -260,20 +260,34 @@ mod tests {
 
     #[test]
     fn one_of_many_tries() {
-        let breaker = Breaker::default();
-        for _ in 0..3 {
-            breaker.failed(at(0));
+        use std::sync::atomic::AtomicUsize;
+
+        const ROUNDS: usize = 20_000;
+        let breakers: Vec<Breaker> = (0..ROUNDS).map(|_| Breaker::default()).collect();
+        for breaker in &breakers {
+            (0..3).for_each(|_| drop(breaker.failed(at(0))));
         }
-        let granted = std::thread::scope(|scope| {
-            let tries: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| breaker.chosen(at(5))))
-                .collect();
-            tries
-                .into_iter()
-                .map(|t| t.join().unwrap())
-                .filter(|won| *won)
-                .count()
+        // Both begin each round in the same moment, as near as can be.
+        let arrived = AtomicUsize::new(0);
+        let tries = || {
+            let mut won = 0;
+            for (round, breaker) in breakers.iter().enumerate() {
+                arrived.fetch_add(1, Ordering::SeqCst);
+                let mut spins = 0;
+                while arrived.load(Ordering::SeqCst) < 2 * (round + 1) {
+                    spins += 1;
+                    if spins % 1_000 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+                won += usize::from(breaker.chosen(at(5)));
+            }
+            won
+        };
+        let granted: usize = std::thread::scope(|scope| {
+            let threads = [(); 2].map(|()| scope.spawn(tries));
+            threads.into_iter().map(|t| t.join().unwrap()).sum()
         });
-        assert_eq!(granted, 1);
+        assert_eq!(granted, ROUNDS);
     }
 }
