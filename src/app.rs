@@ -353,15 +353,11 @@ impl App {
 }
 
 fn server_conf(config: &Config) -> ServerConf {
-    let switches = config
-        .gateway
-        .max_account_switches
-        .max(config.gateway.max_account_switches_gemini);
     ServerConf {
         threads: config.server.threads,
-        // Tries in all: the first account, every switch, and the few tries after dead connections.
-        // Our own limits decide; this one only has to be out of their way.
-        max_retries: switches as usize + 4,
+        // Our own limits decide (switches, tries again on an account, dead connections); this one only
+        // has to be out of their way.
+        max_retries: usize::MAX,
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         // Draining is done before Pingora hears of the shutdown (see `shutdown`).
         grace_period_seconds: Some(0),

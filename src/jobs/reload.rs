@@ -82,10 +82,6 @@ fn fixed_differences(old: &Config, new: &Config) -> Vec<&'static str> {
         ("data_dir", old.data_dir != new.data_dir),
         ("security", old.secret != new.secret),
         ("logging.format", old.logging.format != new.logging.format),
-        (
-            "gateway.max_account_switches",
-            old.gateway.max_account_switches != new.gateway.max_account_switches,
-        ),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))

@@ -8,6 +8,7 @@
 use std::hash::Hash;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pingora_limits::rate::Rate;
 
 /// Counted anew after this long.
@@ -17,13 +18,14 @@ const LINES: isize = 20;
 
 /// Counts complaints.
 pub struct Noise {
-    lines: Rate,
+    /// Alone: two threads at once can bring its clock into disorder.
+    lines: Mutex<Rate>,
 }
 
 impl Default for Noise {
     fn default() -> Noise {
         Noise {
-            lines: Rate::new(INTERVAL),
+            lines: Mutex::new(Rate::new(INTERVAL)),
         }
     }
 }
@@ -32,7 +34,7 @@ impl Noise {
     /// The level of one more line about `about` that would be written at `level`: the same for the
     /// first twenty within ten seconds, then `debug`.
     pub fn level(&self, about: impl Hash, level: log::Level) -> log::Level {
-        match self.lines.observe(&about, 1) <= LINES {
+        match self.lines.lock().observe(&about, 1) <= LINES {
             true => level,
             false => log::Level::Debug,
         }

@@ -41,6 +41,8 @@ pub struct Choice {
 /// What a look at the accounts came to.
 enum Look {
     Found(Choice),
+    /// The conversation's account is full and worth a brief wait.
+    Bound(Want),
     Full(Full),
 }
 
@@ -50,8 +52,8 @@ struct Full {
     wants: Vec<Want>,
     /// Whether the conversation is bound to whatever comes free.
     binds: bool,
-    /// The request goes to this account or nowhere.
-    required: bool,
+    /// Which layer waits: for any account, or for one.
+    layer: Layer,
     /// When an account that is out now will be back.
     returns_at: Option<DateTime<Utc>>,
 }
@@ -60,8 +62,16 @@ struct Full {
 pub async fn choose_account(session: &mut Session, ctx: &mut Context) -> Result<Choice> {
     let mut changes = None;
     loop {
-        let full = match look(session, ctx).await? {
+        let full = match look(ctx).await? {
             Look::Found(choice) => return Ok(choice),
+            Look::Bound(want) => {
+                if let Some(choice) = wait_for_bound(session, ctx, want).await? {
+                    return Ok(choice);
+                }
+                // Time has passed: what was seen before counts no more.
+                ctx.snapshot = ctx.rooms.snapshot.load_full();
+                continue;
+            }
             Look::Full(full) => full,
         };
         let Some(seen) = &mut changes else {
@@ -142,13 +152,12 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
         return None;
     }
     let account = view.pool.member(id)?.account.clone();
-    let has_others = !full.required && candidates.more_than_one();
+    let required = full.layer == Layer::PreviousResponse;
+    let has_others = !required && candidates.more_than_one();
     let found = Found {
-        layer: match full.required {
-            true => Layer::PreviousResponse,
-            false => Layer::Load,
-        },
-        previous_hit: full.required,
+        layer: full.layer,
+        previous_hit: required,
+        session_hit: full.layer == Layer::Session,
         candidates: candidates.everyone(LINES).len(),
         ..Found::default()
     };
@@ -217,7 +226,7 @@ impl View {
                 previous.as_ref().map(|bytes| &bytes[..]),
                 &asked.model,
                 group.id,
-                ctx.rooms.ids.entropy(),
+                ctx.chance,
             ),
             now: Utc::now(),
             ttl: TimeDelta::from_std(ctx.config.scheduling.sticky_ttl).unwrap_or(TimeDelta::MAX),
@@ -318,7 +327,7 @@ impl View {
     }
 }
 
-async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
+async fn look(ctx: &mut Context) -> Result<Look> {
     let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
         return Err(unserved(ctx, errors::internal_error()));
     };
@@ -370,17 +379,22 @@ async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
         match sticky(&candidates, id) {
             Sticky::Use(member) => {
                 let (account, want) = (member.account.clone(), member.want());
-                if let Some(lease) = bound_lease(session, ctx, want, has_others).await? {
-                    count("hit");
-                    ctx.rooms.scheduler.health().chosen(id, view.now);
-                    let found = Found {
-                        layer: Layer::Session,
-                        session_hit,
-                        ..Found::default()
-                    };
-                    return Ok(Look::Found(
-                        view.choice(ctx, account, lease, has_others, found),
-                    ));
+                if let Some(lease) = try_lease(ctx, want).await? {
+                    // While another request tries whether it works again, this one goes elsewhere.
+                    let tried = ctx.rooms.scheduler.health().chosen(id, view.now);
+                    if tried || !has_others {
+                        count("hit");
+                        let found = Found {
+                            layer: Layer::Session,
+                            session_hit,
+                            ..Found::default()
+                        };
+                        return Ok(Look::Found(
+                            view.choice(ctx, account, lease, has_others, found),
+                        ));
+                    }
+                } else if has_others && worth_waiting(ctx, id).await {
+                    return Ok(Look::Bound(want));
                 }
                 // With nobody else in reach it is waited for in the common line.
                 if has_others {
@@ -417,7 +431,7 @@ async fn look(session: &mut Session, ctx: &mut Context) -> Result<Look> {
     Ok(Look::Full(Full {
         wants: candidates.wants(LINES),
         binds,
-        required: false,
+        layer: Layer::Load,
         returns_at: returns_at(&view, &asked),
     }))
 }
@@ -446,7 +460,7 @@ async fn going_on(
         return Ok(Look::Full(Full {
             wants: vec![want],
             binds: false,
-            required: true,
+            layer: Layer::PreviousResponse,
             returns_at: None,
         }));
     };
@@ -460,32 +474,40 @@ async fn going_on(
     Ok(Look::Found(choice))
 }
 
-/// The slot of the account that a conversation is bound to, at once or after a brief wait.
-async fn bound_lease(
+/// Whether the account that a conversation is bound to, which is full, is waited for: once, and not
+/// behind many others.
+async fn worth_waiting(ctx: &Context, id: AccountId) -> bool {
+    if ctx.tries.waited_for_bound {
+        return false;
+    }
+    let loads = ctx.rooms.state.loads(&[id]).await.unwrap_or_default();
+    waits(loads.first().copied().unwrap_or_default(), true)
+}
+
+/// A brief wait for the account that a conversation is bound to.
+async fn wait_for_bound(
     session: &mut Session,
     ctx: &mut Context,
     want: Want,
-    has_others: bool,
-) -> Result<Option<Lease>> {
-    if let Some(lease) = try_lease(ctx, want).await? {
-        return Ok(Some(lease));
-    }
-    let Slot::Account(id) = want.slot else {
-        return Ok(None);
+) -> Result<Option<Choice>> {
+    ctx.tries.waited_for_bound = true;
+    let full = Full {
+        wants: vec![want],
+        binds: false,
+        layer: Layer::Session,
+        returns_at: None,
     };
-    let loads = ctx.rooms.state.loads(&[id]).await.unwrap_or_default();
-    let load = loads.first().copied().unwrap_or_default();
-    // It is looked for once: a request that looks again has waited for it already.
-    if !has_others
-        || !waits(load, has_others)
-        || std::mem::replace(&mut ctx.tries.waited_for_bound, true)
-    {
-        return Ok(None);
-    }
     let limit = ctx.config.concurrency.sticky_wait;
-    let lined = line_up(session, ctx, &[want], Some(limit), std::future::pending()).await?;
-    match lined {
-        Lined::Granted(lease) => Ok(Some(lease)),
+    let never = std::future::pending();
+    match line_up(session, ctx, &full.wants, Some(limit), never).await? {
+        Lined::Granted(lease) => {
+            let choice = granted(ctx, lease, &full).await;
+            if choice.is_some() {
+                let sticky = &ctx.rooms.metrics.sticky;
+                sticky.with_label_values(&["hit"]).inc();
+            }
+            Ok(choice)
+        }
         Lined::StateGone(error) => Err(state_gone(ctx, &error)),
         Lined::LineFull | Lined::TimedOut | Lined::Changed => Ok(None),
     }
@@ -557,7 +579,7 @@ fn returns_at(view: &View, asked: &Asked) -> Option<DateTime<Utc>> {
     conditions
         .filter(|(id, _)| view.pool.member(**id).is_some())
         .flat_map(|(_, conditions)| conditions)
-        .filter(|c| c.concerns(&asked.model) && c.holds(view.now) && !c.kind.is_soft())
+        .filter(|c| c.concerns(&asked.model) && c.holds(view.now))
         .filter_map(|c| c.until)
         .min()
 }

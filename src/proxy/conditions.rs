@@ -66,9 +66,8 @@ async fn put(ctx: &Context, name: &str, id: AccountId, platform: &'static str, c
         .inc();
     let level = match c.kind {
         ConditionKind::Error => log::Level::Warn,
-        _ => log::Level::Info,
+        _ => ctx.rooms.noise.level(("out", id, kind), log::Level::Info),
     };
-    let level = ctx.rooms.noise.level(("out", id, kind), level);
     log::log!(
         target: "tollgate::accounts", level,
         "request.id" = ctx.id.as_str(),

@@ -41,17 +41,12 @@ impl RequestIds {
         }
     }
 
-    /// The next id.
-    pub fn next(&self) -> String {
+    /// The next id, and a number that is another for each, for choices left to chance.
+    pub fn next(&self) -> (String, u64) {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        format!("req_{:016x}{count:08x}", self.process)
-    }
-
-    /// A number that differs from request to request, for choices left to chance.
-    pub fn entropy(&self) -> u64 {
+        let id = format!("req_{:016x}{count:08x}", self.process);
         // Multiplied by the golden ratio, neighbours are far apart.
-        let count = self.next.load(Ordering::Relaxed);
-        self.process ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        (id, self.process ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 }
 
@@ -91,8 +86,10 @@ pub struct Tries {
     pub excluded: Vec<AccountId>,
     /// Which account failed last, and how.
     pub last: Option<(Arc<Account>, Failure)>,
-    /// The account to be tried again, how often it has been, and the moment of the next try.
+    /// The account to be tried again next.
     pub again: Option<RetryHere>,
+    /// How often each account has been tried again, in the whole request.
+    pub retried: Vec<(AccountId, u32)>,
     /// The account that served the request, and since when the attempt ran.
     pub served: Option<AccountId>,
     /// When that attempt began.
@@ -135,8 +132,6 @@ pub struct AccountEffect {
 pub struct RetryHere {
     /// The account.
     pub account: AccountId,
-    /// How often it has been tried again.
-    pub count: u32,
     /// The pause before the next try, while it is still to come.
     pub pause: Option<Duration>,
 }
@@ -156,9 +151,12 @@ impl Tries {
     /// The next try is on the same account.
     pub fn retry_here(&mut self, account: &Account) {
         let count = self.retries_of(account.id);
+        match self.retried.iter_mut().find(|(id, _)| *id == account.id) {
+            Some((_, count)) => *count += 1,
+            None => self.retried.push((account.id, 1)),
+        }
         self.again = Some(RetryHere {
             account: account.id,
-            count: count + 1,
             pause: retry_pause(account, count),
         });
     }
@@ -170,11 +168,10 @@ impl Tries {
         self.switches += 1;
     }
 
-    /// How often `account` has been tried again in a row.
+    /// How often `account` has been tried again in this request.
     pub fn retries_of(&self, account: AccountId) -> u32 {
-        self.again
-            .filter(|again| again.account == account)
-            .map_or(0, |again| again.count)
+        let retried = self.retried.iter().find(|(id, _)| *id == account);
+        retried.map_or(0, |(_, count)| *count)
     }
 
     /// Remembers an attempt, if its request was sent.
@@ -223,6 +220,8 @@ pub struct Context {
     pub rooms: Arc<Rooms>,
     /// Our id, also the response header `x-request-id`.
     pub id: String,
+    /// For choices left to chance.
+    pub chance: u64,
     /// When it arrived.
     pub arrived: DateTime<Utc>,
     /// Moments on the way.
@@ -276,8 +275,10 @@ impl Context {
     /// A request that has just arrived.
     pub fn new(rooms: Arc<Rooms>) -> Context {
         let running = Running::new(&rooms.metrics.in_flight);
+        let (id, chance) = rooms.ids.next();
         Context {
-            id: rooms.ids.next(),
+            id,
+            chance,
             arrived: Utc::now(),
             moments: Moments {
                 started: Instant::now(),

@@ -127,6 +127,7 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
                 .is_some();
             if stale && !released && !gone {
                 ctx.tries.stale_connections += 1;
+                ctx.rooms.scheduler.health().said_nothing(ended.account.id);
                 count_attempt(ctx, &ended, "stale_connection", None);
                 exchange.lock().end_attempt();
                 return true;

@@ -45,7 +45,13 @@ impl AllConditions {
         let list = truth.0.entry(account).or_default();
         match list.iter_mut().find(|c| c.same_place(&condition)) {
             Some(there) if condition.outlasts(there) => *there = condition,
-            Some(_) => return,
+            Some(there) => {
+                // The same again: `accounts resume` lifts what was before it, not this.
+                if there.kind.is_soft() || condition.since <= there.since {
+                    return;
+                }
+                there.since = condition.since;
+            }
             None => {
                 if list.len() >= MAX_PER_ACCOUNT {
                     forget_soonest(list);
@@ -256,8 +262,8 @@ mod tests {
         let before = all.picture();
         all.sweep(at(9));
         // As long, shorter, and nothing to lift: no change.
-        all.set(ONE, condition(RateLimited, None, 1, Some(10)));
-        all.set(ONE, condition(RateLimited, None, 1, Some(9)));
+        all.set(ONE, condition(RateLimited, None, 0, Some(10)));
+        all.set(ONE, condition(RateLimited, None, 0, Some(9)));
         all.lift(ONE, Some(Failing), at(100));
         all.lift(AccountId(3), None, at(100));
         assert!(Arc::ptr_eq(&before, &all.picture()));
@@ -266,6 +272,18 @@ mod tests {
         assert!(after.of(ONE).is_empty() && !after.0.contains_key(&ONE));
         assert_eq!(after.of(TWO).len(), 1);
         assert_eq!(before.of(ONE).len(), 1, "an old picture stays as it was");
+    }
+
+    #[test]
+    fn what_comes_after_a_resume_is_not_lifted_by_it() {
+        let all = AllConditions::default();
+        all.set(ONE, condition(Error, None, 0, None));
+        // An attempt that was under way is refused just after `accounts resume` at 5.
+        all.set(ONE, condition(Error, None, 6, None));
+        all.lift(ONE, None, at(5));
+        assert_eq!(all.picture().of(ONE).len(), 1);
+        all.lift(ONE, None, at(7));
+        assert!(all.picture().of(ONE).is_empty());
     }
 
     #[test]

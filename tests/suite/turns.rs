@@ -61,6 +61,18 @@ async fn served(call: &mut Call) {
     assert!(body.contains("response.completed"), "{body}");
 }
 
+/// The whole of an answer that must be a good one.
+async fn whole(mut call: Call) {
+    assert_eq!(call.head().await.unwrap().status, 200);
+    served(&mut call).await;
+}
+
+/// The first account is the better one.
+fn rank(resources: &mut Value) {
+    resources["accounts"][0]["priority"] = json!(1);
+    resources["accounts"][1]["priority"] = json!(2);
+}
+
 /// What was asked of the provider, in order.
 fn inputs(upstream: &FakeUpstream) -> Vec<String> {
     let input = |body: Value| body["input"].as_str().unwrap().to_owned();
@@ -342,4 +354,61 @@ async fn a_users_line_is_as_long_as_its_limit_and_twenty() {
         }
         gateway.wait_records(2 * concurrency as usize + 20).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_waited_for_its_account_does_not_get_it_when_it_has_failed() {
+    let (first, second) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let gateway = one_slot(&[&first, &second])
+        .resources(rank)
+        .set("CONCURRENCY__STICKY_WAIT_MS", 20_000)
+        .start()
+        .await;
+    let session = |input: &str| asking(KEY, input).header("session_id", "s");
+    first.push(answer());
+    whole(Call::send(&gateway, Protocol::H1, &session("binds")).await).await;
+    // The account is refused while the session's next request waits for it.
+    let gate = Gate::new();
+    first.push(Answer::error(401, "invalid_api_key").after(&gate));
+    second.push(answer());
+    let refused = Call::send(&gateway, Protocol::H1, &asking(KEY, "refused")).await;
+    gate.wait_reached(1).await;
+    let mut waiting = Call::send(&gateway, Protocol::H1, &session("waits")).await;
+    assert_eq!(waiting.head().await.unwrap().status, 200);
+    waiting.read_until(":\n\n", 1).await;
+    second.push(answer());
+    gate.open();
+    whole(refused).await;
+    served(&mut waiting).await;
+    assert_eq!(
+        first.requests().len(),
+        2,
+        "nothing goes to it after its 401"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_failed_lately_is_waited_for_too() {
+    let (first, second) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let gateway = one_slot(&[&first, &second]).resources(rank).start().await;
+    let gate = Gate::new();
+    // The first account is full for long; the second fails once and rests behind it.
+    first.push(answer().after(&gate));
+    let held = Call::send(&gateway, Protocol::H1, &asking(KEY, "held")).await;
+    gate.wait_reached(1).await;
+    second.push(Answer::error(502, "bad_gateway"));
+    let failed = Call::send(&gateway, Protocol::H1, &asking(KEY, "fails")).await;
+    second.wait_complete(1).await;
+    let out = r#"account_conditions_total{kind="failing",platform="openai"}"#;
+    gateway.wait_metric(out, 1.0).await;
+    drop(failed);
+    gateway
+        .wait_metric(r#"slots_held{slot="account"}"#, 1.0)
+        .await;
+    second.otherwise(answer());
+    // Both of these are served by it when its rest is over, with the first still full.
+    let mut waiting = in_line(&gateway, BOB, "waits").await;
+    served(&mut waiting).await;
+    gate.open();
+    whole(held).await;
 }
