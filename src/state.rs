@@ -21,6 +21,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 pub use crate::domain::ResponseBinding;
 use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
+pub use lines::MAX_LINES;
 
 /// How long an owner's leases outlive its last [`LiveState::renew`]. Six renewals must fail before a
 /// living process could be taken for dead; a dead one's slots are back in less than a minute.

@@ -20,11 +20,7 @@ use crate::scheduler::sticky::{sticky, waits};
 use crate::scheduler::{
     Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
 };
-use crate::state::{Lease, Slot, StateError, Want};
-
-/// Accounts a request stands in line for at most; the best ones. Standing in more lines than this
-/// costs more than it brings forward.
-const LINES: usize = 256;
+use crate::state::{Lease, MAX_LINES, Slot, StateError, Want};
 
 /// An account with its slot held.
 pub struct Choice {
@@ -48,7 +44,7 @@ enum Look {
 
 /// All that may serve the request are full.
 struct Full {
-    /// What may be waited for, best first.
+    /// What may be waited for, better tiers first.
     wants: Vec<Want>,
     /// Whether the conversation is bound to whatever comes free.
     binds: bool,
@@ -158,7 +154,7 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
         layer: full.layer,
         previous_hit: required,
         session_hit: full.layer == Layer::Session,
-        candidates: candidates.everyone(LINES).len(),
+        candidates: candidates.everyone(MAX_LINES).len(),
         ..Found::default()
     };
     drop(candidates);
@@ -429,7 +425,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         ));
     }
     Ok(Look::Full(Full {
-        wants: candidates.wants(LINES),
+        wants: candidates.wants(MAX_LINES),
         binds,
         layer: Layer::Load,
         returns_at: returns_at(&view, &asked),

@@ -19,7 +19,7 @@ use crate::domain::UserId;
 
 /// The lines a request stands in at most, the first of its wants: joining and leaving cost about the
 /// same for each of them, under the lock.
-const MAX_LINES: usize = 256;
+pub const MAX_LINES: usize = 256;
 /// A user may join a shared line while it has less than this many times the places that are free:
 /// alone it gets three quarters of them, two users three sevenths each, and there is always a place
 /// for one more who has none. (Nobody has to be turned out of the line for a newcomer.)
