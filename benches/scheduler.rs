@@ -11,10 +11,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tollgate::config::SchedulingWeights;
-use tollgate::domain::price::PriceMap;
 use tollgate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials, Directory,
-    GroupId, ModelMapping, Multiplier, Platform,
+    GroupId, ModelMapping, Multiplier, Objects, Platform,
 };
 use tollgate::scheduler::{Need, Outcome, Request, Scheduler, Seed, sticky};
 use tollgate::state::Load;
@@ -70,16 +69,11 @@ fn account(id: i64, model_mapping: ModelMapping) -> Account {
 
 fn directory(version: i64, count: i64, mapping: &ModelMapping) -> Directory {
     let accounts = (1..=count).map(|id| account(id, mapping.clone())).collect();
-    let none = (Vec::new(), Vec::new(), Vec::new());
-    Directory::new(
+    Directory::new(Objects {
         version,
-        none.0,
         accounts,
-        none.1,
-        none.2,
-        Vec::new(),
-        PriceMap::default(),
-    )
+        ..Objects::default()
+    })
 }
 
 /// A tenth of the accounts is limited for a minute.

@@ -11,8 +11,8 @@ use chrono::{DateTime, TimeDelta};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tollgate::config::resources::{Resources, UserResource};
 use tollgate::domain::{
-    AccountId, ApiKeyId, BillingType, GroupId, Money, Multiplier, Outcome, Platform, Secret,
-    UsageRecord, UsageSource, UserId,
+    AccountId, ApiKeyId, BillingType, GroupId, Money, Multiplier, Outcome, Platform, PricingMode,
+    Secret, UsageRecord, UsageSource, UserId,
 };
 use tollgate::storage::{ApplyOptions, Store};
 use tollgate_filters::usage::TokenUsage;
@@ -62,7 +62,12 @@ fn record(number: u64) -> UsageRecord {
         cost: Money(1_000_000),
         charge: Money(1_000_000),
         rate_multiplier: Multiplier::ONE,
+        account_rate_multiplier: Multiplier::ONE,
         billing_type: BillingType::Balance,
+        billing_mode: PricingMode::Token,
+        channel: None,
+        billing_tier: None,
+        priced: true,
         service_tier: None,
         reasoning_effort: Some("medium".to_owned()),
         attempts: 1,

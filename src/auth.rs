@@ -145,7 +145,7 @@ pub fn may_spend(key: &ApiKey, funds: Funds) -> Result<(), AuthError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ApiKeyId, GroupId, Platform, UserId};
+    use crate::domain::{ApiKeyId, GroupId, Objects, Platform, UserId};
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000, 0).unwrap()
@@ -207,15 +207,12 @@ mod tests {
         funds: Option<Funds>,
     ) -> Result<Principal, AuthError> {
         let hash = key.hash;
-        let directory = Directory::new(
-            1,
-            vec![group],
-            vec![],
-            vec![user],
-            vec![key],
-            vec![],
-            Default::default(),
-        );
+        let directory = Directory::new(Objects {
+            groups: vec![group],
+            users: vec![user],
+            keys: vec![key],
+            ..Objects::default()
+        });
         let ask = move |_: &ApiKey, _: &User| funds.unwrap();
         authenticate(
             &directory,

@@ -45,7 +45,7 @@ pub struct Config {
     /// Money.
     pub billing: BillingConfig,
     /// Name of the time zone that days and windows begin in.
-    pub timezone: String,
+    pub timezone: chrono_tz::Tz,
     /// Key for hashing client keys and sealing credentials; `None` = generated into `data_dir`.
     pub secret: Option<Secret>,
     /// Log output.
@@ -196,6 +196,32 @@ pub struct BillingConfig {
     pub prices: Option<PathBuf>,
     /// Where neither user nor group says otherwise.
     pub default_rate_multiplier: Multiplier,
+    /// Output tokens that `available` reserves for at most.
+    pub reserve_output_tokens: u64,
+    /// What `strict` does with a request whose output cannot be paid for in full.
+    pub strict_output: StrictOutput,
+    /// Longest wait for money that other requests of the user hold.
+    pub wait: Duration,
+    /// The journal.
+    pub journal: JournalConfig,
+}
+
+/// `billing.strict_output`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrictOutput {
+    /// Lower its output limit to what can be paid for.
+    Lower,
+    /// Refuse it.
+    Refuse,
+}
+
+/// `billing.journal:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Size of a segment on disk; two are there at any time.
+    pub segment_bytes: u64,
+    /// Longest time until what was written is on disk: what a power cut may lose.
+    pub sync_interval: Duration,
 }
 
 /// `logging.format`

@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono_tz::Tz;
 
 use super::field::{Field, Table};
 use super::mistakes::{Mistake, Mistakes};
@@ -11,15 +14,27 @@ use super::raw::Input;
 use super::report::{Origin, Report};
 use super::secrets::{long_secret, secret};
 use super::{
-    BillingConfig, BillingMode, Config, LogFormat, LoggingConfig, Reservation, env, gateway, keys,
-    server,
+    BillingConfig, BillingMode, Config, JournalConfig, LogFormat, LoggingConfig, Reservation,
+    StrictOutput, env, gateway, keys, server,
 };
 use crate::domain::Multiplier;
 
 /// Beside the configuration file, or where the program was started.
 const DEFAULT_DATA_DIR: &str = "./data";
 /// Days and windows begin at the same moment everywhere.
-const DEFAULT_TIMEZONE: &str = "UTC";
+const DEFAULT_TIMEZONE: Tz = Tz::UTC;
+
+/// Reserved for output by `available`: longer than nearly every answer, and a small part of what models
+/// allow themselves.
+const DEFAULT_RESERVE_OUTPUT_TOKENS: u64 = 8_192;
+/// As long as for a slot: to a client it is the same wait.
+const DEFAULT_MONEY_WAIT: Duration = Duration::from_secs(30);
+/// Some ten thousand requests; two such files are set aside on disk.
+const DEFAULT_SEGMENT_BYTES: u64 = 16 << 20;
+/// Below the smallest a request would hardly fit; above the largest a replay would be long.
+const SEGMENT_BYTES: std::ops::RangeInclusive<i128> = 65_536..=1_073_741_824;
+/// What a power cut may lose, against a flush to the disk every time.
+const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_millis(50);
 
 static EMPTY: Node = Node::Map(Vec::new());
 
@@ -122,7 +137,7 @@ fn check<'a>(root: &'a Node, report: &'a Report<'a>) -> Config {
         concurrency: gateway::concurrency(&of("concurrency")),
         scheduling: gateway::scheduling(&of("scheduling")),
         billing: billing(&of("billing")),
-        timezone: top.or("timezone", DEFAULT_TIMEZONE.to_string(), timezone),
+        timezone: top.or("timezone", DEFAULT_TIMEZONE, timezone),
         secret: of("security").or_null("secret", long_secret),
         logging: logging(&of("logging")),
     }
@@ -185,7 +200,37 @@ fn billing(table: &Table<'_>) -> BillingConfig {
         default_rate_multiplier: table.or("default_rate_multiplier", Multiplier::ONE, |f| {
             f.decimal("a decimal number of at most 6 digits behind the point, such as \"1.0\"")
         }),
+        reserve_output_tokens: table.or(
+            "reserve_output_tokens",
+            DEFAULT_RESERVE_OUTPUT_TOKENS,
+            |f| f.whole(0..=10_000_000, "0 to 10000000 tokens"),
+        ),
+        strict_output: table.or("strict_output", StrictOutput::Lower, |f| {
+            f.choice(&[
+                ("lower", StrictOutput::Lower),
+                ("refuse", StrictOutput::Refuse),
+            ])
+        }),
+        wait: table.or("wait_ms", DEFAULT_MONEY_WAIT, gateway::wait_ms),
+        journal: journal(table),
     }
+}
+
+fn journal(table: &Table<'_>) -> JournalConfig {
+    let section = section(table, "journal", "billing.journal");
+    let mut config = JournalConfig {
+        segment_bytes: DEFAULT_SEGMENT_BYTES,
+        sync_interval: DEFAULT_SYNC_INTERVAL,
+    };
+    if let Some(section) = section {
+        config.segment_bytes = section.or("segment_bytes", config.segment_bytes, |f| {
+            f.whole(SEGMENT_BYTES, "65536 (64 KiB) to 1073741824 (1 GiB)")
+        });
+        config.sync_interval = section.or("sync_interval_ms", config.sync_interval, |f| {
+            gateway::milliseconds(f, 1..=1000, "1 to 1000 milliseconds")
+        });
+    }
+    config
 }
 
 fn prices_file(field: &Field<'_>) -> Option<PathBuf> {
@@ -208,20 +253,12 @@ fn prices_file(field: &Field<'_>) -> Option<PathBuf> {
     }
 }
 
-/// `UTC` or a name of the form the time zone database has. Whether there is such a place is only
-/// known where the zone is used.
-fn timezone(field: &Field<'_>) -> Option<String> {
+/// A name of the time zone database.
+fn timezone(field: &Field<'_>) -> Option<Tz> {
     const EXPECTED: &str = "UTC, or a name of the time zone database such as Europe/Berlin";
     let text = field.text(EXPECTED)?;
-    let word = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphabetic())
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "_+-".contains(c))
-    };
-    let parts: Vec<&str> = text.split('/').collect();
-    if text == "UTC" || ((2..=3).contains(&parts.len()) && parts.iter().all(|p| word(p))) {
-        return Some(text.to_string());
+    if let Ok(zone) = text.parse() {
+        return Some(zone);
     }
     field.bad("not a time zone", EXPECTED);
     None

@@ -129,7 +129,7 @@ fn weights_of(table: &Table<'_>) -> SchedulingWeights {
     }
 }
 
-fn milliseconds(
+pub(super) fn milliseconds(
     field: &Field<'_>,
     bounds: std::ops::RangeInclusive<i128>,
     expected: &str,
@@ -141,7 +141,7 @@ fn positive_ms(field: &Field<'_>) -> Option<Duration> {
     milliseconds(field, 1..=DAY_MS, "1 to 86400000 milliseconds (a day)")
 }
 
-fn wait_ms(field: &Field<'_>) -> Option<Duration> {
+pub(super) fn wait_ms(field: &Field<'_>) -> Option<Duration> {
     milliseconds(
         field,
         0..=DAY_MS,

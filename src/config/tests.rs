@@ -71,7 +71,7 @@ fn without_file_and_environment_there_are_the_defaults() {
         Some(Duration::from_secs(10))
     );
     assert_eq!((config.admin.token, config.secret), (None, None));
-    assert_eq!(config.timezone, "UTC");
+    assert_eq!(config.timezone, chrono_tz::Tz::UTC);
     assert_eq!(default_with("/d").data_dir, Path::new("/d"));
     assert_eq!(
         default_with("/d"),
@@ -180,7 +180,7 @@ fn a_file_is_read_over_the_defaults_and_the_environment_over_the_file() {
     assert_eq!(config.admin.token.unwrap().expose(), "1234567890123456");
     assert_eq!(config.data_dir, folder.path("d"));
     assert_eq!(config.logging.level, log::LevelFilter::Warn);
-    assert_eq!(config.timezone, "America/Argentina/Buenos_Aires");
+    assert_eq!(config.timezone, chrono_tz::America::Argentina::Buenos_Aires);
 }
 
 #[test]

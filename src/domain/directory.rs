@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use tollgate_filters::passthrough::Rule;
 
-use super::{Account, AccountId, ApiKey, Group, GroupId, KeyHash, User, UserId};
+use super::{
+    Account, AccountId, ApiKey, Channel, Group, GroupId, KeyHash, Subscription, User, UserId,
+};
 use crate::domain::price::PriceMap;
 
 /// One consistent picture of the configured objects.
@@ -19,23 +21,57 @@ pub struct Directory {
     accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>>,
     users: HashMap<UserId, Arc<User>>,
     keys: HashMap<KeyHash, Arc<ApiKey>>,
+    subscriptions: HashMap<(UserId, GroupId), Arc<Subscription>>,
+    channels: HashMap<GroupId, Arc<Channel>>,
     /// What of upstream errors reaches clients, by priority, then name; disabled ones too.
     pub error_rules: Vec<Rule>,
     /// Prices that win over the price map (`prices:` of the resources).
     pub price_overrides: PriceMap,
 }
 
+/// What a directory is made of, in no order.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// The store's change counter these were read at.
+    pub version: i64,
+    /// All groups.
+    pub groups: Vec<Group>,
+    /// All accounts.
+    pub accounts: Vec<Account>,
+    /// All users.
+    pub users: Vec<User>,
+    /// All API keys.
+    pub keys: Vec<ApiKey>,
+    /// All subscriptions.
+    pub subscriptions: Vec<Subscription>,
+    /// All channels.
+    pub channels: Vec<Channel>,
+    /// All error passthrough rules.
+    pub error_rules: Vec<Rule>,
+    /// Price overrides.
+    pub price_overrides: PriceMap,
+}
+
 impl Directory {
     /// Builds the indexes. Accounts of a group are kept in id order, error rules by priority.
-    pub fn new(
-        version: i64,
-        groups: Vec<Group>,
-        accounts: Vec<Account>,
-        users: Vec<User>,
-        keys: Vec<ApiKey>,
-        mut error_rules: Vec<Rule>,
-        price_overrides: PriceMap,
-    ) -> Directory {
+    pub fn new(objects: Objects) -> Directory {
+        let Objects {
+            version,
+            groups,
+            accounts,
+            users,
+            keys,
+            subscriptions,
+            channels,
+            mut error_rules,
+            price_overrides,
+        } = objects;
+        let mut channel_of_group = HashMap::new();
+        for channel in channels.into_iter().map(Arc::new) {
+            for group in &channel.groups {
+                channel_of_group.insert(*group, channel.clone());
+            }
+        }
         error_rules.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
         let accounts: HashMap<_, _> = accounts.into_iter().map(|a| (a.id, Arc::new(a))).collect();
         let mut accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>> = HashMap::new();
@@ -57,6 +93,11 @@ impl Directory {
             accounts_of_group,
             users: users.into_iter().map(|u| (u.id, Arc::new(u))).collect(),
             keys: keys.into_iter().map(|k| (k.hash, Arc::new(k))).collect(),
+            subscriptions: subscriptions
+                .into_iter()
+                .map(|s| ((s.user, s.group), Arc::new(s)))
+                .collect(),
+            channels: channel_of_group,
             error_rules,
             price_overrides,
         }
@@ -80,6 +121,21 @@ impl Directory {
     /// The user of this id.
     pub fn user(&self, id: UserId) -> Option<&Arc<User>> {
         self.users.get(&id)
+    }
+
+    /// The user's subscription to a group, whatever its state.
+    pub fn subscription(&self, user: UserId, group: GroupId) -> Option<&Arc<Subscription>> {
+        self.subscriptions.get(&(user, group))
+    }
+
+    /// The channel of a group, if it is enabled.
+    pub fn channel_of(&self, group: GroupId) -> Option<&Arc<Channel>> {
+        self.channels.get(&group).filter(|channel| channel.enabled)
+    }
+
+    /// All subscriptions, in no order.
+    pub fn subscriptions(&self) -> impl Iterator<Item = &Arc<Subscription>> {
+        self.subscriptions.values()
     }
 
     /// Accounts that may serve a group, in id order; empty for an unknown group.

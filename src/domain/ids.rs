@@ -31,3 +31,11 @@ id!(
     /// A user: owns keys and a balance.
     UserId
 );
+id!(
+    /// A channel: model mapping, restriction and prices bound to groups.
+    ChannelId
+);
+id!(
+    /// A subscription of a user to a group.
+    SubscriptionId
+);

@@ -195,6 +195,13 @@ impl Sum for Money {
 impl Multiplier {
     /// × 1.
     pub const ONE: Multiplier = Multiplier(1_000_000);
+
+    /// `amount` × this, rounded half up to the nano-dollar; stops at the end of the range.
+    pub fn of(self, amount: Money) -> Money {
+        let product = i128::from(amount.0) * i128::from(self.0);
+        let rounded = (product + 500_000).div_euclid(1_000_000);
+        Money(i64::try_from(rounded).unwrap_or(if rounded < 0 { i64::MIN } else { i64::MAX }))
+    }
 }
 
 impl Default for Multiplier {
@@ -275,5 +282,9 @@ mod tests {
         assert_eq!("0.85".parse(), Ok(Multiplier(850_000)));
         assert_eq!("-1".parse::<Multiplier>(), Err(DecimalError::Negative));
         assert_eq!(Multiplier(1_250_000).to_string(), "1.25");
+        assert_eq!(Multiplier(1_500_000).of(Money(3)), Money(5), "half up");
+        assert_eq!(Multiplier(1_500_000).of(Money(-3)), Money(-4));
+        assert_eq!(Multiplier(0).of(Money(i64::MAX)), Money(0));
+        assert_eq!(Multiplier(u64::MAX).of(Money(i64::MAX)), Money(i64::MAX));
     }
 }

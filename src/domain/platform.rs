@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A provider family. Fixed names: they are values of the `platform` field in resources.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Platform {
     /// OpenAI and servers that speak its Responses API.

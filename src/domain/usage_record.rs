@@ -1,9 +1,9 @@
 //! The usage record: what one request used and what it costs. Immutable once written.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tollgate_filters::usage::TokenUsage;
 
-use super::{AccountId, ApiKeyId, GroupId, Money, Multiplier, Platform, UserId};
+use super::{AccountId, ApiKeyId, GroupId, Money, Multiplier, Platform, PricingMode, UserId};
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -150,8 +150,18 @@ pub struct UsageRecord {
     pub charge: Money,
     /// `charge` ÷ `cost`.
     pub rate_multiplier: Multiplier,
+    /// What the account's own statistics and quotas count: `cost` × this.
+    pub account_rate_multiplier: Multiplier,
     /// Who pays.
     pub billing_type: BillingType,
+    /// By token, request or image.
+    pub billing_mode: PricingMode,
+    /// The channel whose mapping or prices applied.
+    pub channel: Option<String>,
+    /// The size or interval whose price applied, where a channel or image price has several.
+    pub billing_tier: Option<String>,
+    /// Whether a price was known. If not, `cost` and `charge` are zero.
+    pub priced: bool,
     /// `priority`, `flex` or as the client wrote it.
     pub service_tier: Option<String>,
     /// Reasoning effort asked for.
@@ -174,4 +184,20 @@ pub struct UsageRecord {
     pub ip: Option<String>,
     /// Client's User-Agent, cut to a sane length.
     pub user_agent: Option<String>,
+}
+
+impl UsageRecord {
+    /// When the request ended: the moment at which its charge counts towards windows.
+    pub fn settled_at(&self) -> DateTime<Utc> {
+        let span = i64::try_from(self.duration_ms)
+            .ok()
+            .and_then(TimeDelta::try_milliseconds);
+        span.and_then(|span| self.created_at.checked_add_signed(span))
+            .unwrap_or(self.created_at)
+    }
+
+    /// What the account's quotas count.
+    pub fn account_cost(&self) -> Money {
+        self.account_rate_multiplier.of(self.cost)
+    }
 }

@@ -11,7 +11,7 @@ use super::failover::{ANSWERED, EndedAttempt, count_attempt};
 use super::relay::Answer;
 use crate::billing::pricing::{self, ServiceTier};
 use crate::config::BillingMode;
-use crate::domain::{BillingType, Money, Outcome, UsageRecord, UsageSource};
+use crate::domain::{BillingType, Money, Outcome, PricingMode, UsageRecord, UsageSource};
 
 /// Bytes of text that make a token, for estimates: the providers' own rule of thumb.
 const BYTES_PER_TOKEN: u64 = 4;
@@ -212,7 +212,12 @@ fn record(
         cost: priced.cost,
         charge,
         rate_multiplier: principal.multiplier,
+        account_rate_multiplier: sent.account.rate_multiplier,
         billing_type,
+        billing_mode: PricingMode::Token,
+        channel: None,
+        billing_tier: None,
+        priced: priced.priced,
         service_tier,
         reasoning_effort: asked.reasoning_effort.clone(),
         attempts: ctx.tries.attempts,

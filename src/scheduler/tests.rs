@@ -11,10 +11,9 @@ use tollgate_filters::verdict::ErrorPolicy;
 use super::sticky::sticky;
 use super::*;
 use crate::config::SchedulingWeights;
-use crate::domain::price::PriceMap;
 use crate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials,
-    ModelMapping, Multiplier,
+    ModelMapping, Multiplier, Objects,
 };
 use crate::state::Load;
 
@@ -70,16 +69,11 @@ fn mapped(id: i64, keys: &[&str]) -> Account {
 }
 
 fn directory(version: i64, accounts: Vec<Account>) -> Directory {
-    let (groups, users, keys) = (Vec::new(), Vec::new(), Vec::new());
-    Directory::new(
+    Directory::new(Objects {
         version,
-        groups,
         accounts,
-        users,
-        keys,
-        Vec::new(),
-        PriceMap::default(),
-    )
+        ..Objects::default()
+    })
 }
 
 fn pool_of(accounts: Vec<Account>) -> Pool {

@@ -21,7 +21,7 @@ use crate::domain::account::options;
 use crate::domain::price::PriceMap;
 use crate::domain::{
     Account, AccountId, ApiKey, ApiKeyId, ApiKeyStatus, Directory, Group, GroupId, KeyHash, Money,
-    Multiplier, User, UserId, UserStatus,
+    Multiplier, Objects, User, UserId, UserStatus,
 };
 
 impl Store {
@@ -44,9 +44,17 @@ impl Store {
         let rules = error_rules(&txn).await?;
         let prices = price_overrides(&txn).await?;
         txn.rollback().await?;
-        Ok(Directory::new(
-            version, groups, accounts, users, keys, rules, prices,
-        ))
+        Ok(Directory::new(Objects {
+            version,
+            groups,
+            accounts,
+            users,
+            keys,
+            subscriptions: Vec::new(),
+            channels: Vec::new(),
+            error_rules: rules,
+            price_overrides: prices,
+        }))
     }
 
     /// Every user's balance.

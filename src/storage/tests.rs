@@ -19,7 +19,8 @@ use crate::config::resources::{
 use crate::domain::price::{ModelPrice, Price};
 use crate::domain::{
     AccountId, AccountType, ApiKeyId, BillingType, Credentials, GroupId, ModelMapping, Money,
-    Multiplier, Outcome, Platform, Secret, SubscriptionType, UsageRecord, UsageSource, UserId,
+    Multiplier, Outcome, Platform, PricingMode, Secret, SubscriptionType, UsageRecord, UsageSource,
+    UserId,
 };
 
 fn secret() -> Secret {
@@ -205,7 +206,12 @@ pub(super) fn record(request_id: &str, charge: &str) -> UsageRecord {
         cost: "0.25".parse().unwrap(),
         charge: charge.parse().unwrap(),
         rate_multiplier: Multiplier(500_000),
+        account_rate_multiplier: Multiplier::ONE,
         billing_type: BillingType::Balance,
+        billing_mode: PricingMode::Token,
+        channel: None,
+        billing_tier: None,
+        priced: true,
         service_tier: some("priority"),
         reasoning_effort: some("high"),
         attempts: 3,
