@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod apply;
 pub mod check;
 pub mod demo;
+pub mod journal;
 pub mod keys;
 pub mod objects;
 pub mod open;
@@ -87,6 +88,9 @@ pub enum Command {
     Rules(objects::Command),
     /// Totals of what was used; `usage records` lists single requests.
     Usage(usage::Options),
+    /// Read the journal that stands between requests and the store.
+    #[command(subcommand)]
+    Journal(journal::Command),
 }
 
 /// How objects are printed.
@@ -111,6 +115,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Accounts(command) => accounts::run(config, command),
         Command::Rules(command) => objects::rules(config, command),
         Command::Usage(options) => usage::run(config, &options),
+        Command::Journal(command) => journal::run(config, &command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
