@@ -273,7 +273,7 @@ impl Journal {
     }
 
     /// A request goes upstream: told before every attempt, and written when this returns. After an
-    /// error the request must not go.
+    /// error the request must not go; it may be told again later.
     pub fn sent(&self, draft: &Draft) -> Result<(), JournalError> {
         let entry = Encoded::sent(draft);
         let request_id = draft.record.request_id.as_str();

@@ -232,15 +232,20 @@ impl Shared {
         if promised + self.tuning.headroom_bytes <= free {
             return Ok(());
         }
-        if !self.asked.swap(true, Ordering::Relaxed) {
-            self.call_thread(&mut self.core.lock());
-        }
+        // With the disk full the thread tries by itself, and in its own time.
+        let hopeful = {
+            let mut core = self.core.lock();
+            if !core.room_failing && !self.asked.swap(true, Ordering::Relaxed) {
+                self.call_thread(&mut core);
+            }
+            !core.room_failing
+        };
         if promised <= free {
             return Ok(());
         }
         // More requests came at once than the thread could make room for: make it here. A file is
         // set aside in a fraction of a millisecond; to refuse the request would be worse.
-        if !self.core.lock().room_failing {
+        if hopeful {
             self.make_room();
         }
         if self.promised.load(Ordering::Relaxed) <= self.free.load(Ordering::Relaxed) {

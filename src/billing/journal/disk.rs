@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// Only the owner reads the journal: names and addresses are in it, secrets never.
 const FILE_MODE: u32 = 0o600;
@@ -72,7 +72,7 @@ impl Disk for RealDisk {}
 
 fn set_aside(file: &File, from: u64, to: u64) -> io::Result<()> {
     let length = to.saturating_sub(from);
-    match fallocate(file, FallocateFlags::empty(), from, length) {
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), from, length)) {
         Ok(()) => return Ok(()),
         // Network file systems and ZFS, among others.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}

@@ -229,26 +229,35 @@ impl Shared {
     /// there are many such segments.
     pub(super) fn let_go(&self) {
         let (needed, carry) = {
-            let core = self.core.lock();
-            if core.failing() || core.queue.is_held() || core.log.has_pending() {
+            let mut core = self.core.lock();
+            // A settled entry that waits to be written needs the older entries of its request.
+            let written = core.flush().is_ok();
+            self.publish(&core);
+            if !written || core.failing() {
                 return;
             }
             let needed = core.queue.first_segment();
             let needed = needed.unwrap_or(u64::MAX).min(core.log.number());
             (needed, self.to_carry(&core, needed))
         };
-        if let Some(before) = carry
-            && self.carry(before)
-        {
-            self.sync();
+        if let Some(before) = carry {
+            self.carry(before);
         }
-        let gone = {
-            let mut core = self.core.lock();
-            if core.failing() || core.queue.is_held() {
+        let first = {
+            let core = self.core.lock();
+            let first = core.open.first_segment().unwrap_or(u64::MAX).min(needed);
+            if core.log.old.front().is_none_or(|old| old.number >= first) {
                 return;
             }
-            // What the open requests need may be more by now, but never in an older segment.
-            let first = core.open.first_segment().unwrap_or(u64::MAX).min(needed);
+            first
+        };
+        // What stands further on instead has to be on the device before anything is removed.
+        self.sync();
+        let gone = {
+            let mut core = self.core.lock();
+            if core.failing() {
+                return;
+            }
             core.log.forget_before(first)
         };
         for old in &gone {
@@ -272,19 +281,19 @@ impl Shared {
         (rest <= last).then_some(last + 1)
     }
 
-    /// Writes what is open before `before` again; whether all of it is written.
-    fn carry(&self, before: u64) -> bool {
+    /// Writes what is open before `before` again, as far as there is room.
+    fn carry(&self, before: u64) {
         loop {
             let mut guard = self.core.lock();
             let core = &mut *guard;
             let some = core.open.before(before, CARRIED_AT_ONCE);
             if some.is_empty() {
-                return true;
+                return;
             }
             let bytes: u64 = some.iter().map(|(_, open)| open.bytes()).sum();
             // What is promised to running requests is not touched for this.
             if bytes > self.unpromised() {
-                return false;
+                return;
             }
             let number = core.log.number();
             let mut carried = Vec::with_capacity(some.len());
@@ -300,7 +309,7 @@ impl Shared {
             self.soil(core);
             self.publish(core);
             if flushed.is_err() {
-                return false;
+                return;
             }
             for request_id in carried {
                 if let Some(open) = core.open.get_mut(&request_id) {

@@ -156,11 +156,6 @@ impl Log {
         self.pending.append(later);
     }
 
-    /// Whether something is not written.
-    pub fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
     /// Writes what is pending. Tells of every record in it where it ends. After an error what is left
     /// is still pending, and the next try is made in another segment if there is one.
     pub fn flush(&mut self, mut placed: impl FnMut(u64, JournalPosition)) -> io::Result<()> {

@@ -93,9 +93,4 @@ impl Queue {
     pub fn release(&mut self) {
         self.held = false;
     }
-
-    /// Whether [`Queue::hold`] is in force.
-    pub fn is_held(&self) -> bool {
-        self.held
-    }
 }

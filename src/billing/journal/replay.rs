@@ -13,11 +13,13 @@ use super::{JournalError, Recovered, disk::Disk};
 use crate::domain::{JournalPosition, Money, UserId};
 
 /// The requests of a journal. Entries may be told more than once, as copies of them are written when
-/// old segments go; what comes after the end of a request is such a copy.
+/// old segments go; what comes after the end of a request is such a copy. Only `sent` after `voided` is
+/// more: the first try to tell it failed, and a second did not.
 #[derive(Debug, Default)]
 pub struct Requests {
     open: HashMap<String, Request>,
-    ended: HashSet<String>,
+    settled: HashSet<String>,
+    voided: HashSet<String>,
     seen: u64,
 }
 
@@ -44,7 +46,11 @@ impl Requests {
     }
 
     fn take_from(&mut self, entry: Entry, segment: u64) {
-        if self.ended.contains(entry.request_id()) {
+        let id = entry.request_id();
+        if self.settled.contains(id) {
+            return;
+        }
+        if self.voided.contains(id) && !matches!(entry, Entry::Sent(_) | Entry::Settled(_)) {
             return;
         }
         match entry {
@@ -56,6 +62,7 @@ impl Requests {
             }
             Entry::Sent(draft) => {
                 let id = draft.record.request_id.clone();
+                self.voided.remove(&id);
                 match self.open.get_mut(&id) {
                     // A new attempt: nothing of the one before was released.
                     Some(request) => {
@@ -74,8 +81,14 @@ impl Requests {
                     request.progress = Some(progress);
                 }
             }
-            Entry::Settled(record) => self.end(&record.request_id),
-            Entry::Voided { request_id } => self.end(&request_id),
+            Entry::Settled(record) => {
+                self.open.remove(&record.request_id);
+                self.settled.insert(record.request_id.clone());
+            }
+            Entry::Voided { request_id } => {
+                self.open.remove(&request_id);
+                self.voided.insert(request_id);
+            }
         }
     }
 
@@ -88,11 +101,6 @@ impl Requests {
             progress: None,
         };
         self.open.insert(id, request);
-    }
-
-    fn end(&mut self, request_id: &str) {
-        self.open.remove(request_id);
-        self.ended.insert(request_id.to_owned());
     }
 
     /// Those that have not ended, oldest first.

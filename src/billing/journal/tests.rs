@@ -204,6 +204,8 @@ struct FailingDisk {
     write_budget: AtomicU64,
     /// Syncs fail.
     no_sync: AtomicBool,
+    /// Syncs panic, as no disk does and a fault of ours might.
+    panics: AtomicBool,
 }
 
 impl FailingDisk {
@@ -259,6 +261,7 @@ impl Disk for FailingDisk {
 
     /// What a crash of the program leaves needs no device, so nothing is waited for here.
     fn sync(&self, _: &File) -> io::Result<()> {
+        assert!(!self.panics.load(Ordering::Relaxed), "meant by the test");
         match self.no_sync.load(Ordering::Relaxed) {
             true => Err(io::Error::other("no sync today")),
             false => Ok(()),

@@ -1,7 +1,7 @@
 //! A disk that is full, that fails in the middle of a write, that does not sync; a thread that dies.
 
 use super::*;
-use crate::billing::journal::{JournalError, JournalFull};
+use crate::billing::journal::{JournalError, JournalFull, keeper};
 
 #[test]
 fn a_full_disk_refuses_new_requests_and_lets_admitted_ones_finish() {
@@ -120,6 +120,13 @@ fn a_request_whose_sent_fails_leaves_nothing() {
         assert_eq!(settled_ids(&recovered), ["other"]);
         assert_eq!(recovered.voided, 0);
 
+        // What could not be told once can be told later.
+        journal.sent(&draft("refused", 4)).unwrap();
+        let (_, recovered) = small(crash(&directory).path(), None);
+        assert_eq!(unfinished_ids(&recovered), ["running", "refused"]);
+        journal.voided("refused");
+        turn(&journal);
+
         // A second attempt that cannot be told leaves the first one told.
         disk.write_at_most(budget);
         journal.sent(&draft("running", 6)).unwrap_err();
@@ -221,11 +228,16 @@ fn a_journal_opens_on_a_full_disk() {
 }
 
 #[test]
-fn without_its_thread_no_request_begins() {
+fn without_its_thread_no_request_begins_and_running_ones_are_written() {
     let directory = tempfile::tempdir().unwrap();
-    let (journal, _) = small(directory.path(), None);
+    let disk = FailingDisk::new();
+    let (journal, _) = with_disk(directory.path(), None, disk.clone());
     let room = journal.admit().unwrap();
-    journal.shared.mourn();
+    disk.panics.store(true, Ordering::Relaxed);
+    let shared = journal.shared.clone();
+    let thread = std::thread::spawn(move || keeper::run(&shared));
+    thread.join().unwrap_err();
+    disk.panics.store(false, Ordering::Relaxed);
     assert_eq!(journal.admit().unwrap_err(), JournalFull::Failing);
     journal.sent(&draft("a", 1)).unwrap();
     journal.settled(Arc::new(record("a")));
