@@ -4,6 +4,7 @@
 //! them. Both are pure: no clock, no I/O.
 
 pub mod balances;
+pub mod book;
 pub mod outbox;
 pub mod price_map;
 pub mod pricing;
