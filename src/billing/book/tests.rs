@@ -114,8 +114,9 @@ fn every_mode_grants_what_it_promises() {
     use Reservation::{Available, None as Nothing, Strict};
     const HELD: &str = "held";
     const REFUSED: &str = "refused";
+    type Row<'r> = (Reservation, i64, i64, i64, i64, bool, Result<i64, &'r str>);
     #[rustfmt::skip]
-    let rows: &[(Reservation, i64, i64, i64, i64, bool, Result<i64, &str>)] = &[
+    let rows: &[Row] = &[
         // Mode, balance, held by others, want, least, take what is free, what comes.
         (Available,   100,  0,  30,  0, false, Ok(30)),
         (Available,   100, 90,  30,  0, false, Ok(10)),
