@@ -72,9 +72,15 @@ impl WindowKind {
     }
 }
 
-/// The first moment of a local day. Where daylight saving skips midnight, that is when the clocks go on.
+/// The first moment of a local day.
 fn midnight(date: NaiveDate, tz: Tz) -> Option<DateTime<Utc>> {
-    let start = date.and_hms_opt(0, 0, 0)?;
+    local_hour(date, 0, tz)
+}
+
+/// When it is this hour (0 to 23) on a local day, for the first time. Where daylight saving skips it, that
+/// is when the clocks go on.
+pub(super) fn local_hour(date: NaiveDate, hour: u32, tz: Tz) -> Option<DateTime<Utc>> {
+    let start = date.and_hms_opt(hour, 0, 0)?;
     // No gap is known to be longer than a day; clocks change by quarters of an hour.
     (0..96).find_map(|quarters| {
         let local = start.checked_add_signed(TimeDelta::minutes(15 * quarters))?;

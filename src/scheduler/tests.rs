@@ -11,6 +11,7 @@ use tollgate_filters::verdict::ErrorPolicy;
 use super::sticky::sticky;
 use super::*;
 use crate::config::SchedulingWeights;
+use crate::domain::account::quota::AccountQuota;
 use crate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials,
     ModelMapping, Multiplier, Objects,
@@ -51,6 +52,7 @@ fn account(id: i64) -> Account {
         expires_at: None,
         proxy: None,
         error_policy: ErrorPolicy::default(),
+        quota: AccountQuota::default(),
         extra: serde_json::Map::new(),
         paused: false,
         resumed_at: None,

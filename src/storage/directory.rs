@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use sea_orm::{DatabaseTransaction, EntityTrait, QueryOrder, QuerySelect};
 use tollgate_filters::passthrough::Rule;
-use tollgate_filters::verdict::ErrorPolicy;
 
 use super::convert::{
     account_type, error_rule, from_json, multiplier, optional_time, platform, price, strings,
@@ -153,7 +152,8 @@ async fn accounts(
                 schedulable: row.schedulable,
                 expires_at: optional_time(row.expires_at)?,
                 proxy: unseal_proxy(sealer, row.proxy_sealed.as_deref(), &row.name)?,
-                error_policy: error_policy(&row.name, &extra),
+                error_policy: understood(&row.name, options::error_policy(&extra)),
+                quota: understood(&row.name, options::account_quota(&extra)),
                 extra,
                 paused: row.paused,
                 resumed_at: optional_time(row.resumed_at)?,
@@ -163,14 +163,13 @@ async fn accounts(
         .collect()
 }
 
-/// What an account's options say about its errors. What cannot be read (an earlier version stored
-/// options as they were written) is said and left out: the account goes on without it.
-fn error_policy(name: &str, extra: &serde_json::Map<String, serde_json::Value>) -> ErrorPolicy {
-    let (policy, problems) = options::error_policy(extra);
+/// What an account's options say. What cannot be read (an earlier version stored options as they were
+/// written) is said and left out: the account goes on without it.
+fn understood<T>(name: &str, (read, problems): (T, Vec<String>)) -> T {
     for problem in problems {
         log::warn!("accounts/{name}: extra.{problem}; left out");
     }
-    policy
+    read
 }
 
 async fn users(txn: &DatabaseTransaction) -> Result<Vec<User>, StorageError> {

@@ -3,7 +3,8 @@
 use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::*;
-use crate::domain::account::options::{ALL, error_policy};
+use crate::domain::account::options::{ALL, account_quota, error_policy};
+use crate::domain::account::quota::Reset;
 use crate::domain::price::Price;
 use crate::domain::{AccountType, Platform};
 
@@ -61,6 +62,7 @@ fn the_example_is_right_and_warns_of_nothing() {
     // "Values shown are the defaults": all options that have a meaning are shown.
     let options = &resources.accounts[0].extra;
     assert_eq!(error_policy(options), error_policy(&Default::default()));
+    assert_eq!(account_quota(options), account_quota(&Default::default()));
     assert_eq!(options.len(), ALL.len());
 }
 
@@ -246,6 +248,24 @@ fn options_that_are_right_are_kept_as_written() {
     assert_eq!(policy.temp_unschedulable_rules[0].keywords, ["gone", "12"]);
 
     let (resources, warnings) = read(&[&account(
+        "extra: {quota_limit: 0.000000001, quota_daily_limit: '10.00', quota_weekly_limit: 3, quota_daily_reset_mode: fixed, \
+         quota_daily_reset_hour: 9, quota_weekly_reset_day: 3, quota_reset_timezone: Europe/Berlin}",
+    )])
+    .unwrap_or_else(|error| panic!("{error}"));
+    let (quota, problems) = account_quota(&resources.accounts[0].extra);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(quota.total, Some(Money(1)), "exactly");
+    assert_eq!(quota.daily, Some(Money::from_usd(10)));
+    assert_eq!(quota.weekly, Some(Money::from_usd(3)));
+    assert_eq!(quota.day, Reset::Daily { hour: 9 });
+    assert_eq!(quota.week, Reset::AfterWeek);
+    assert_eq!(quota.tz, chrono_tz::Europe::Berlin);
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].ends_with(
+        "extra.quota_weekly_reset_day: not used while quota_weekly_reset_mode is not fixed"
+    ));
+
+    let (resources, warnings) = read(&[&account(
         "extra: {pool_mode: null, custom_error_codes: [429], temp_unschedulable_enabled: false, temp_unschedulable_rules: []}",
     )])
     .unwrap_or_else(|error| panic!("{error}"));
@@ -324,6 +344,15 @@ fn every_mistake_is_named() {
         (account("proxy: [http://u:hunter2@h]"), "proxy: not a text"),
         (account("extra: [a]"), "extra: not a map"),
         // Options of accounts.
+        (account("extra: {quota_limit: 0}"), "extra.quota_limit: not above zero, found `0`; expected USD above zero, such as \"25.00\", or null for no limit"),
+        (account("extra: {quota_daily_limit: [1]}"), "extra.quota_daily_limit: not a decimal number"),
+        (account("extra: {quota_weekly_limit: 0.0000000001}"), "extra.quota_weekly_limit: more than 9 digits"),
+        (account("extra: {quota_daily_reset_mode: fixd}"), "extra.quota_daily_reset_mode: no such choice, found `fixd`; expected fixed, perhaps; one of rolling, fixed"),
+        (account("extra: {quota_weekly_reset_mode: 1}"), "extra.quota_weekly_reset_mode: no such choice"),
+        (account("extra: {quota_daily_reset_hour: 24}"), "extra.quota_daily_reset_hour: out of bounds, found `24`; expected a whole hour from 0 to 23"),
+        (account("extra: {quota_weekly_reset_hour: -1}"), "extra.quota_weekly_reset_hour: out of bounds"),
+        (account("extra: {quota_weekly_reset_day: 7}"), "extra.quota_weekly_reset_day: out of bounds, found `7`; expected a day from 0 (Sunday) to 6 (Saturday)"),
+        (account("extra: {quota_reset_timezone: Berlin}"), "extra.quota_reset_timezone: "),
         (account("extra: {pool_mode: 1}"), "extra.pool_mode: not a flag, found `1`"),
         (account("extra: {pool_mode_retry_count: 11}"), "extra.pool_mode_retry_count: out of bounds, found `11`; expected a whole number from 0 to 10"),
         (account("extra: {pool_mode_retry_count: -1}"), "pool_mode_retry_count: out of bounds"),
