@@ -83,8 +83,12 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.open {
-            self.user.funds.lock().release(&self.payer, self.amount);
-            self.key.spend.lock().release(self.amount);
+            {
+                let mut funds = self.user.funds.lock();
+                let mut spend = self.key.spend.lock();
+                funds.release(&self.payer, self.amount);
+                spend.release(self.amount);
+            }
             self.user.changed.notify_waiters();
         }
     }
