@@ -162,6 +162,7 @@ impl App {
         let lock = DirectoryLock::take(&config.data_dir)?;
         let secret = first_start::secret(&config)?;
         let prices = Arc::new(ArcSwap::from_pointee(Prices::configured(&config.billing)?));
+        let tz = config.timezone;
         let config = Arc::new(config);
         let metrics = Metrics::new();
         let jobs = JobMetrics::new(&metrics);
@@ -205,7 +206,14 @@ impl App {
             balances: balances.clone(),
             outbox: outbox.clone(),
         });
-        let writer = Writer::new(store.clone(), outbox, balances, money.clone(), jobs.clone());
+        let writer = Writer::new(
+            store.clone(),
+            outbox,
+            balances,
+            money.clone(),
+            tz,
+            jobs.clone(),
+        );
         let follower = Follower::new(
             store.clone(),
             rooms.clone(),

@@ -11,6 +11,7 @@
 //! | what does the server read? | `directory.rs` |
 //! | what of the live state outlives a restart? | `conditions.rs`, `responses.rs` |
 //! | how does a request become a record and a charge? | `settle.rs`, `context.rs`, `ledger.rs` |
+//! | what has been used of limits, and how far is the journal applied? | `windows.rs`, `watermark.rs` |
 //! | what does the command line show? | `usage.rs`, `views.rs` |
 
 mod apply;
@@ -33,6 +34,8 @@ mod settle;
 mod tests;
 mod usage;
 mod views;
+mod watermark;
+mod windows;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,14 +45,16 @@ use sea_orm::{DatabaseTransaction, EntityTrait, PaginatorTrait, TransactionTrait
 pub use apply::{ApplyOptions, ApplyReport};
 pub use conditions::ConditionChanges;
 pub use error::StorageError;
-pub use ledger::LedgerMismatch;
+pub use ledger::{Counted, LedgerMismatch, Posted, Posting, Reversals};
 pub use operate::Names;
 pub use seal::KeyHasher;
 pub use settle::Settled;
 pub use usage::{UsageBy, UsageCursor, UsageFilter, UsageRecordView, UsageTotal};
 pub use views::{
-    AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView,
+    AccountView, ChannelView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView,
+    SubscriptionView, UserView, WindowView,
 };
+pub use windows::AccountUsage;
 
 use crate::domain::Secret;
 use seal::Sealer;

@@ -5,6 +5,7 @@ use std::path::Path;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::ledger::{Entry, answer};
 use super::open::{self, Failure};
 use super::table;
 use crate::storage::{UsageBy, UsageFilter};
@@ -16,9 +17,9 @@ const PAGE: u64 = 1_000;
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
-    /// Single requests instead of totals.
+    /// About single requests instead of totals.
     #[command(subcommand)]
-    records: Option<Records>,
+    single: Option<Single>,
     /// How far back: 30m, 24h, 7d, or a moment such as 2026-11-01T00:00:00Z.
     #[arg(long, default_value = "24h", value_parser = since)]
     since: DateTime<Utc>,
@@ -30,9 +31,18 @@ pub struct Options {
     json: bool,
 }
 
-/// `usage records`
+/// `usage records` and `usage refund`
 #[derive(Debug, Subcommand)]
-enum Records {
+enum Single {
+    /// Give back what a request was charged, once: to the balance, if that paid. The key's used quota
+    /// and the running windows it was counted in are lowered by it, too.
+    Refund {
+        /// The request's `request_id`, which is its `x-request-id`.
+        request_id: String,
+        /// What goes with the entry.
+        #[command(flatten)]
+        entry: Entry,
+    },
     /// One request a line, oldest first.
     Records {
         /// How far back: 30m, 24h, 7d, or a moment such as 2026-11-01T00:00:00Z.
@@ -93,8 +103,9 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
 
 /// Runs it.
 pub fn run(file: Option<&Path>, options: &Options) -> Result<(), Failure> {
-    match &options.records {
-        Some(Records::Records { since, user, json }) => {
+    match &options.single {
+        Some(Single::Refund { request_id, entry }) => refund(file, request_id, entry),
+        Some(Single::Records { since, user, json }) => {
             let filter = UsageFilter {
                 since: *since,
                 user: user.clone(),
@@ -103,6 +114,16 @@ pub fn run(file: Option<&Path>, options: &Options) -> Result<(), Failure> {
         }
         None => totals(file, options),
     }
+}
+
+fn refund(file: Option<&Path>, request_id: &str, entry: &Entry) -> Result<(), Failure> {
+    let tz = open::config(file)?.timezone;
+    let posting = entry.posting("usage refund");
+    let posted = open::with_store(file, async |store| {
+        Ok(store.refund(request_id, posting, tz).await?)
+    })?;
+    let done = format!("gave {} USD back to {}", posted.amount, posted.user);
+    table::write_out(&answer(&done, &posted))
 }
 
 fn totals(file: Option<&Path>, options: &Options) -> Result<(), Failure> {

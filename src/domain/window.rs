@@ -40,6 +40,14 @@ impl WindowKind {
         }
     }
 
+    /// The window of that name, if there is one.
+    pub fn parse(name: &str) -> Option<WindowKind> {
+        use WindowKind::{Day, FiveHours, Month, Week};
+        [FiveHours, Day, Week, Month]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+    }
+
     /// Local days it lasts; `None` for the one that is counted in hours.
     const fn days(self) -> Option<u64> {
         match self {
@@ -108,8 +116,12 @@ impl Window {
     }
 
     /// Counts a charge made at `at`; a window that is over begins anew with it. A charge from before the
-    /// window began (settled late) counts in it, too: never too little.
+    /// window began (settled late) counts in it, too: never too little. A charge of nothing begins no
+    /// window.
     pub fn add(&mut self, kind: WindowKind, charge: Money, at: DateTime<Utc>, tz: Tz) {
+        if charge == Money::ZERO {
+            return;
+        }
         if self.resets_at(kind, tz).is_none_or(|end| at >= end) {
             self.start = Some(kind.start(at, tz));
             self.used = Money::ZERO;
@@ -156,6 +168,8 @@ mod tests {
         let (kind, tz) = (WindowKind::FiveHours, Tz::UTC);
         let mut window = Window::default();
         let first = at("2026-11-25T10:00:00Z");
+        window.add(kind, Money(0), first - TimeDelta::hours(1), tz);
+        assert_eq!(window, Window::default(), "nothing begins nothing");
         assert_eq!(window.used_at(kind, first, tz), Money(0));
         window.add(kind, Money(3), first, tz);
         window.add(kind, Money(4), first + TimeDelta::hours(4), tz);

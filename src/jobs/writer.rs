@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use chrono_tz::Tz;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Mutex;
@@ -32,6 +33,8 @@ pub struct Writer {
     balances: Arc<Balances>,
     /// Held while money is written or read, so that the two never cross.
     money: Arc<Mutex<()>>,
+    /// Where days begin.
+    tz: Tz,
     metrics: JobMetrics,
 }
 
@@ -42,6 +45,7 @@ impl Writer {
         outbox: Arc<Outbox>,
         balances: Arc<Balances>,
         money: Arc<Mutex<()>>,
+        tz: Tz,
         metrics: JobMetrics,
     ) -> Writer {
         Writer {
@@ -49,6 +53,7 @@ impl Writer {
             outbox,
             balances,
             money,
+            tz,
             metrics,
         }
     }
@@ -61,7 +66,7 @@ impl Writer {
         }
         let _money = self.money.lock().await;
         let began = Instant::now();
-        let settled = self.store.settle(&batch).await?;
+        let settled = self.store.settle(&batch, None, self.tz).await?;
         let (mut by_user, mut by_key) = totals(&batch);
         for (user, stored) in settled.balances {
             let charge = by_user.remove(&user).unwrap_or_default();

@@ -8,20 +8,22 @@ use tollgate_filters::passthrough::Rule;
 use tollgate_filters::verdict::ErrorPolicy;
 
 use super::convert::{
-    account_type, error_rule, from_json, multiplier, optional_time, platform, price, strings,
-    subscription_type, unseal_credentials, unseal_proxy, whole,
+    account_type, channel as channel_from_row, error_rule, from_json, multiplier, optional_time,
+    platform, price, strings, subscription_status, subscription_type, time, unseal_credentials,
+    unseal_proxy, whole,
 };
 use super::entities::{
-    account, account_group, api_key, error_rule as rule, group, price_override, user,
-    user_multiplier,
+    account, account_group, api_key, channel, channel_group, error_rule as rule, group,
+    price_override, subscription, user, user_multiplier,
 };
 use super::seal::Sealer;
 use super::{StorageError, Store, meta};
 use crate::domain::account::options;
 use crate::domain::price::PriceMap;
 use crate::domain::{
-    Account, AccountId, ApiKey, ApiKeyId, ApiKeyStatus, Directory, Group, GroupId, KeyHash, Money,
-    Multiplier, Objects, User, UserId, UserStatus,
+    Account, AccountId, ApiKey, ApiKeyId, ApiKeyStatus, Channel, Directory, Group, GroupId,
+    KeyHash, Money, Multiplier, Objects, Subscription, SubscriptionId, SubscriptionStatus, User,
+    UserId, UserStatus,
 };
 
 impl Store {
@@ -41,6 +43,8 @@ impl Store {
         let accounts = accounts(&txn, &self.inner.sealer).await?;
         let users = users(&txn).await?;
         let keys = keys(&txn).await?;
+        let subscriptions = subscriptions(&txn).await?;
+        let channels = channels(&txn).await?;
         let rules = error_rules(&txn).await?;
         let prices = price_overrides(&txn).await?;
         txn.rollback().await?;
@@ -50,8 +54,8 @@ impl Store {
             accounts,
             users,
             keys,
-            subscriptions: Vec::new(),
-            channels: Vec::new(),
+            subscriptions,
+            channels,
             error_rules: rules,
             price_overrides: prices,
         }))
@@ -229,6 +233,46 @@ async fn keys(txn: &DatabaseTransaction) -> Result<Vec<ApiKey>, StorageError> {
                 ip_deny: strings(&row.ip_deny)?,
                 name: row.name,
             })
+        })
+        .collect()
+}
+
+/// A disabled one is suspended, whatever its status.
+async fn subscriptions(txn: &DatabaseTransaction) -> Result<Vec<Subscription>, StorageError> {
+    let rows = subscription::Entity::find().all(txn).await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Subscription {
+                id: SubscriptionId(row.id),
+                user: UserId(row.user_id),
+                group: GroupId(row.group_id),
+                starts_at: time(row.starts_at)?,
+                expires_at: time(row.expires_at)?,
+                status: if row.enabled {
+                    subscription_status(&row.status)?
+                } else {
+                    SubscriptionStatus::Suspended
+                },
+            })
+        })
+        .collect()
+}
+
+async fn channels(txn: &DatabaseTransaction) -> Result<Vec<Channel>, StorageError> {
+    let mut groups: HashMap<i64, Vec<GroupId>> = HashMap::new();
+    let links = channel_group::Entity::find()
+        .order_by_asc(channel_group::Column::GroupId)
+        .all(txn)
+        .await?;
+    for link in links {
+        let groups = groups.entry(link.channel_id).or_default();
+        groups.push(GroupId(link.group_id));
+    }
+    let rows = channel::Entity::find().all(txn).await?;
+    rows.into_iter()
+        .map(|row| {
+            let groups = groups.remove(&row.id).unwrap_or_default();
+            channel_from_row(row, groups)
         })
         .collect()
 }

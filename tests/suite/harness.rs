@@ -1,6 +1,6 @@
 //! Starts a real `tollgate` for a test and, when the test is over, asserts that nothing is left
 //! over: no request, no slot, no body, no unwritten record, no balance that is not the sum of its
-//! ledger entries; and that SIGTERM ends it with exit code 0.
+//! ledger entries, no record that was not charged once; and that SIGTERM ends it with exit code 0.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -532,7 +532,7 @@ fn assert_ledger(data: &Path) {
         runtime.block_on(async {
             let store = Store::open(&data, &Secret::new(SECRET)).await.unwrap();
             let wrong = store.verify_ledger().await.unwrap();
-            assert!(wrong.is_empty(), "balances that are no sums: {wrong:?}");
+            assert!(wrong.is_empty(), "sums that do not agree: {wrong:?}");
             store.close().await.unwrap();
         });
     })

@@ -298,7 +298,7 @@ async fn a_file_with_mistakes_changes_nothing() {
         }],
         "users": [{"name": "carol", "balance": "1,50"}, {"name": "carol"}],
         "api_keys": [{"name": "k", "key": "short", "user": "carol", "group": "main"}],
-        "channels": [{"name": "default", "groups": ["main"]}],
+        "channels": [{"name": "default", "groups": ["main"], "prices": [{"platform": "openai"}]}],
         "subscriptions": [{"user": "alice", "group": "main"}],
     });
     for arguments in [
@@ -318,8 +318,8 @@ async fn a_file_with_mistakes_changes_nothing() {
             "base_url",
             "1,50",
             "carol",
-            "channels",
-            "subscriptions",
+            "channels[0]",
+            "subscriptions[0]",
             "api_keys[0]",
         ] {
             assert!(
