@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::open::{self, Failure};
 use super::{Output, table};
 use crate::domain::text::OneLine;
-use crate::storage::{Posted, Posting};
+use crate::storage::{LedgerMismatch, Posted, Posting};
 
 /// Commands on the ledger.
 #[derive(Debug, Subcommand)]
@@ -59,20 +59,56 @@ pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     if output.json {
         table::list(&found, &[], true)?;
     } else {
-        let mut lines = String::new();
-        for mismatch in &found {
-            lines.push_str(&format!("{}\n", OneLine(&mismatch.to_string())));
-        }
-        if found.is_empty() {
-            lines.push_str("balances, ledger entries, usage records and used quotas agree\n");
-        }
-        table::write_out(&lines)?;
+        table::write_out(&lines(&found))?;
     }
-    match found.len() {
+    verdict(found.len())
+}
+
+/// One mismatch a line.
+fn lines(found: &[LedgerMismatch]) -> String {
+    if found.is_empty() {
+        return "balances, ledger entries, usage records and used quotas agree\n".to_owned();
+    }
+    let lines = found.iter();
+    let lines = lines.map(|mismatch| format!("{}\n", OneLine(&mismatch.to_string())));
+    lines.collect()
+}
+
+fn verdict(mismatches: usize) -> Result<(), Failure> {
+    match mismatches {
         0 => Ok(()),
         1 => Err(Failure::Message("the ledger has a mismatch".into())),
         count => Err(Failure::Message(format!(
             "the ledger has {count} mismatches"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Money;
+
+    #[test]
+    fn a_ledger_that_does_not_agree_is_a_failure_with_its_rows() {
+        assert!(verdict(0).is_ok());
+        assert!(lines(&[]).contains("agree"));
+        let mismatch = |user: &str| LedgerMismatch::Balance {
+            user: user.to_owned(),
+            balance: Money(1),
+            entries: Money::ZERO,
+        };
+        let found = [mismatch("a\nb"), mismatch("c")];
+        assert_eq!(
+            lines(&found),
+            "user a\\nb: balance 0.000000001, sum of entries 0\n\
+             user c: balance 0.000000001, sum of entries 0\n"
+        );
+        for (count, said) in [(1, "a mismatch"), (2, "2 mismatches")] {
+            let Err(Failure::Message(message)) = verdict(count) else {
+                panic!("{count} are no failure");
+            };
+            assert!(message.contains(said), "{message}");
+        }
     }
 }
