@@ -47,6 +47,7 @@ use crate::proxy::egress::Egress;
 use crate::proxy::metrics::ProxyMetrics;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::unpriced::UnpricedModels;
+use crate::proxy::usage::reports::Reports;
 use crate::proxy::{Gateway, Rooms};
 use crate::scheduler::Scheduler;
 use crate::state::LiveState;
@@ -200,6 +201,7 @@ impl App {
             ids: RequestIds::new(random_u64()),
             unpriced: UnpricedModels::default(),
             noise: Noise::default(),
+            reports: Reports::new(store.clone()),
             draining: AtomicBool::new(false),
             config: ArcSwap::new(config),
             balances: balances.clone(),

@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod apply;
 pub mod check;
+pub mod csv;
 pub mod demo;
 pub mod keys;
 pub mod objects;

@@ -22,6 +22,7 @@ pub mod read;
 pub mod relay;
 pub mod snapshot;
 pub mod unpriced;
+pub mod usage;
 pub mod wait;
 
 use std::sync::Arc;
@@ -55,6 +56,7 @@ use intake::Intake;
 use metrics::ProxyMetrics;
 use snapshot::Snapshot;
 use unpriced::UnpricedModels;
+use usage::reports::Reports;
 
 /// The rooms a request walks through.
 pub struct Rooms {
@@ -88,6 +90,8 @@ pub struct Rooms {
     pub unpriced: UnpricedModels,
     /// Which complaints are worth a line.
     pub noise: Noise,
+    /// What keys have used, for those who ask.
+    pub reports: Reports,
     /// Set while the server waits for its last requests.
     pub draining: AtomicBool,
 }

@@ -73,7 +73,7 @@ impl WindowKind {
 }
 
 /// The first moment of a local day. Where daylight saving skips midnight, that is when the clocks go on.
-fn midnight(date: NaiveDate, tz: Tz) -> Option<DateTime<Utc>> {
+pub fn midnight(date: NaiveDate, tz: Tz) -> Option<DateTime<Utc>> {
     let start = date.and_hms_opt(0, 0, 0)?;
     // No gap is known to be longer than a day; clocks change by quarters of an hour.
     (0..96).find_map(|quarters| {

@@ -20,8 +20,8 @@ use super::context::{Asked, Context};
 use super::exchange::{Exchange, Limits};
 use super::read::{self, ReadError};
 use super::wait::{Line, Lined, Wait, in_line};
-use super::{answer, failover, models};
-use crate::auth::{self, AskFunds, AuthError, Funds, Principal};
+use super::{answer, failover, models, usage};
+use crate::auth::{self, AskFunds, AuthError, Funds, Principal, Purpose};
 use crate::config::BillingMode;
 use crate::domain::{ApiKey, Platform, User};
 use crate::limits;
@@ -77,10 +77,20 @@ async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result
     if endpoint == Endpoint::ResponsesSocket {
         return Err(errors::websocket_not_supported().into());
     }
-    let principal = authenticate(session, ctx)?;
+    let purpose = match endpoint {
+        Endpoint::Usage => Purpose::Usage,
+        _ => Purpose::Inference,
+    };
+    let principal = authenticate(session, ctx, purpose)?;
     ctx.principal = Some(principal.clone());
     if endpoint == Endpoint::Models {
         let body = models::list(&ctx.snapshot, &principal);
+        return write_json(session, ctx, body).await;
+    }
+    if endpoint == Endpoint::Usage {
+        let query = session.req_header().uri.query();
+        let tz = ctx.config.timezone;
+        let body = usage::answer(&ctx.rooms, &principal, query, tz, ctx.arrived).await;
         return write_json(session, ctx, body).await;
     }
     if principal.group.platform != Platform::OpenAi {
@@ -163,7 +173,11 @@ fn find_route<'s>(
     }
 }
 
-fn authenticate(session: &Session, ctx: &mut Context) -> std::result::Result<Principal, No> {
+fn authenticate(
+    session: &Session,
+    ctx: &mut Context,
+    purpose: Purpose,
+) -> std::result::Result<Principal, No> {
     let rooms = ctx.rooms.clone();
     let head = session.req_header();
     let key =
@@ -181,6 +195,7 @@ fn authenticate(session: &Session, ctx: &mut Context) -> std::result::Result<Pri
         ip,
         ctx.arrived,
         standard.then_some(&funds as &AskFunds<'_>),
+        purpose,
     )
     .map_err(|error| {
         ctx.refused_key = ctx.snapshot.directory.key(&hash).cloned();
@@ -198,6 +213,7 @@ fn reply_to(error: AuthError) -> ErrorReply {
         AuthError::UserInactive => errors::user_inactive(),
         AuthError::GroupMissing => errors::no_group(),
         AuthError::SubscriptionMissing => errors::subscription_not_found(),
+        AuthError::SubscriptionInvalid => errors::subscription_invalid(),
         AuthError::QuotaExhausted => errors::quota_exhausted(),
         AuthError::KeyExpired => errors::api_key_expired(),
         AuthError::BalanceExhausted => errors::insufficient_balance(),
@@ -335,7 +351,11 @@ async fn admit(
             balance: rooms.balances.balance(principal.user.id),
             key_spent: rooms.balances.key_spent(principal.key.id),
         };
-        auth::may_spend(&principal.key, funds).map_err(reply_to)?;
+        match principal.subscription {
+            None => auth::may_spend(&principal.key, funds),
+            Some(_) => auth::within_quota(&principal.key, funds),
+        }
+        .map_err(reply_to)?;
     }
     let expired = principal
         .key

@@ -14,7 +14,7 @@ use sea_orm::sqlx::{self, Arguments, AssertSqlSafe, Executor, Row, SqliteConnect
 use super::context::{self, Context};
 use super::convert::{millis, now_millis, to_json};
 use super::rows::tuples;
-use super::{StorageError, Store};
+use super::{StorageError, Store, reports};
 use crate::domain::{ApiKeyId, BillingType, Money, UsageRecord, UserId};
 
 /// No request costs more than a million dollars; a record that says so comes from a provider that
@@ -55,6 +55,7 @@ impl Store {
         let (new, before) = insert(&mut txn, &batch, &contexts).await?;
         if !new.is_empty() {
             enter(&mut txn, before).await?;
+            reports::count(&mut txn, &new).await?;
         }
         // Nobody is left out, so that the caller learns every balance.
         let mut by_user: BTreeMap<i64, i64> = batch.iter().map(|r| (r.user_id.0, 0)).collect();
@@ -228,11 +229,17 @@ async fn add(
 }
 
 /// What the record charges, held to [`MAX_AMOUNT`].
-fn charged(record: &UsageRecord) -> Money {
+pub(super) fn charged(record: &UsageRecord) -> Money {
     record.charge.clamp(Money::ZERO, MAX_AMOUNT)
 }
 
-fn count(tokens: u64) -> i64 {
+/// What the record costs, held to [`MAX_AMOUNT`].
+pub(super) fn cost(record: &UsageRecord) -> Money {
+    record.cost.clamp(Money::ZERO, MAX_AMOUNT)
+}
+
+/// A count as it is stored, held to [`MAX_COUNT`].
+pub(super) fn count(tokens: u64) -> i64 {
     i64::try_from(tokens.min(MAX_COUNT)).unwrap_or(i64::MAX)
 }
 
@@ -299,7 +306,7 @@ fn bind(to: &mut SqliteArguments, r: &UsageRecord, context: i64) -> Result<(), S
     add(to, count(tokens.cache_read))?;
     add(to, count(tokens.image_output))?;
     add(to, i64::from(r.image_count))?;
-    add(to, r.cost.clamp(Money::ZERO, MAX_AMOUNT).0)?;
+    add(to, cost(r).0)?;
     add(to, charged(r).0)?;
     add(to, count(r.duration_ms))?;
     add(to, r.first_token_ms.map(count))?;

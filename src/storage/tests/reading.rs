@@ -216,10 +216,7 @@ async fn a_record_has_exactly_the_published_fields_in_order() {
         .settle(&[tried_twice, record("r-2", "0")])
         .await
         .unwrap();
-    let filter = UsageFilter {
-        since: at(0),
-        user: None,
-    };
+    let filter = UsageFilter::since(at(0));
     let records = store.usage_records(&filter, None, 10).await.unwrap();
     let text = serde_json::to_string(&records[0]).unwrap();
     // INTERFACE.md, "Usage record", with the values of `record`.
@@ -277,10 +274,7 @@ async fn ids_in_paths_are_shown_whole_and_make_no_contexts() {
         wanted.push((record.endpoint.clone(), record.upstream_endpoint.clone()));
         store.settle(&[record]).await.unwrap();
     }
-    let filter = UsageFilter {
-        since: at(0),
-        user: None,
-    };
+    let filter = UsageFilter::since(at(0));
     let found = store.usage_records(&filter, None, 100).await.unwrap();
     let found: Vec<(String, String)> = found
         .into_iter()
@@ -378,10 +372,7 @@ async fn old_records_are_carried_over_exactly_and_kept_once() {
     assert_eq!(settled.inserted, 1, "old rows count as written");
     let contexts: i64 = ask(&store, "SELECT COUNT(*) FROM usage_contexts").await;
     assert_eq!(contexts, 2);
-    let filter = UsageFilter {
-        since: at(0),
-        user: None,
-    };
+    let filter = UsageFilter::since(at(0));
     let found = store.usage_records(&filter, None, 4000).await.unwrap();
     let fields = |index: usize| {
         let mut json = serde_json::to_value(&found[index]).unwrap();
@@ -435,8 +426,8 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         (at(20), None, 0),
     ] {
         let filter = UsageFilter {
-            since,
             user: user.map(str::to_owned),
+            ..UsageFilter::since(since)
         };
         let mut seen: Vec<(DateTime<Utc>, String)> = Vec::new();
         let mut after = None;
@@ -454,8 +445,8 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         assert_eq!(seen.len(), expected, "a record came twice");
     }
     let nobody = UsageFilter {
-        since: at(0),
         user: Some("eve".to_owned()),
+        ..UsageFilter::since(at(0))
     };
     let error = store.usage_records(&nobody, None, 7).await.unwrap_err();
     assert!(matches!(error, StorageError::NotFound { kind: "user", .. }));
@@ -464,14 +455,17 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
 #[tokio::test]
 async fn totals_add_up_by_every_key() {
     let (_dir, store) = filled().await;
-    let nothing = store.usage_totals(at(0), None).await.unwrap();
+    let nothing = store
+        .usage_totals(&UsageFilter::since(at(0)), None)
+        .await
+        .unwrap();
     assert_eq!(
         (nothing.len(), nothing[0].requests, nothing[0].cost),
         (1, 0, Money::ZERO)
     );
     assert!(
         store
-            .usage_totals(at(0), Some(UsageBy::User))
+            .usage_totals(&UsageFilter::since(at(0)), Some(UsageBy::User))
             .await
             .unwrap()
             .is_empty()
@@ -486,7 +480,10 @@ async fn totals_add_up_by_every_key() {
     let batch = [early, record("r-1", "0.1"), record("r-2", "0.2"), bob];
     store.settle(&batch).await.unwrap();
 
-    let all = &store.usage_totals(at(0), None).await.unwrap()[0];
+    let all = &store
+        .usage_totals(&UsageFilter::since(at(0)), None)
+        .await
+        .unwrap()[0];
     assert_eq!(
         (all.requests, all.input_tokens, all.image_count),
         (3, 33, 54)
@@ -501,7 +498,10 @@ async fn totals_add_up_by_every_key() {
         (UsageBy::Account, vec![("one", 3)]),
         (UsageBy::Group, vec![("main", 3)]),
     ] {
-        let totals = store.usage_totals(at(0), Some(by)).await.unwrap();
+        let totals = store
+            .usage_totals(&UsageFilter::since(at(0)), Some(by))
+            .await
+            .unwrap();
         let found: Vec<(&str, u64)> = totals
             .iter()
             .map(|t| (t.name.as_deref().unwrap(), t.requests))

@@ -3,7 +3,7 @@
 use sea_orm::ConnectionTrait;
 
 use super::*;
-use crate::storage::Settled;
+use crate::storage::{Settled, UsageFilter};
 
 async fn balance(store: &Store, name: &str) -> Money {
     store.list_users(Some(name)).await.unwrap()[0].balance
@@ -111,7 +111,10 @@ async fn a_nonsensical_record_does_not_stop_the_others() {
             .inserted,
         1
     );
-    let total = &store.usage_totals(at(-1), None).await.unwrap()[0];
+    let total = &store
+        .usage_totals(&UsageFilter::since(at(-1)), None)
+        .await
+        .unwrap()[0];
     assert_eq!(total.requests, 21);
     assert!(store.verify_ledger().await.unwrap().is_empty());
 }
