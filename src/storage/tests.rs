@@ -5,6 +5,7 @@ mod keeping;
 mod opening;
 mod operating;
 mod reading;
+mod reporting;
 mod settling;
 
 use chrono::{DateTime, Utc};

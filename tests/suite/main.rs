@@ -27,4 +27,5 @@ mod streaming;
 mod stress;
 mod turns;
 mod uploads;
+mod usage;
 mod waiting;
