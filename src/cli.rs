@@ -87,7 +87,7 @@ pub enum Command {
     #[command(subcommand)]
     Rules(objects::Command),
     /// Totals of what was used; `usage records` lists single requests.
-    Usage(usage::Options),
+    Usage(Box<usage::Options>),
 }
 
 /// How objects are printed.

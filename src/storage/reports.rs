@@ -198,6 +198,9 @@ const COUNT: &str = "INSERT INTO usage_by_key \
          charge_nanos = charge_nanos + excluded.charge_nanos, \
          duration_ms = duration_ms + excluded.duration_ms";
 
+/// Key, quarter and model, and the sums in the order of the columns.
+type Row<'a> = (i64, i64, &'a str, i64, i64, i64, i64, i64, i64, i64, i64);
+
 /// Adds records that are new to the sums of their keys, in the transaction that inserts them.
 pub(super) async fn count(
     txn: &mut SqliteConnection,
@@ -226,7 +229,7 @@ pub(super) async fn count(
             *sum = sum.saturating_add(own);
         }
     }
-    let rows: Vec<(i64, i64, &str, i64, i64, i64, i64, i64, i64, i64, i64)> = sums
+    let rows: Vec<Row<'_>> = sums
         .into_iter()
         .map(
             |((key, quarter, model), [n, i, o, w, r, cost, charge, ms])| {

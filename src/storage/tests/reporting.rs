@@ -11,7 +11,7 @@ fn moment(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
-fn named<'a>(totals: &'a [crate::storage::UsageTotal]) -> Vec<(&'a str, u64)> {
+fn named(totals: &[crate::storage::UsageTotal]) -> Vec<(&str, u64)> {
     totals
         .iter()
         .map(|total| (total.name.as_deref().unwrap(), total.requests))
