@@ -365,6 +365,8 @@ fn any_model() -> impl Strategy<Value = ModelPrice> {
                 input_priority: raised(p[5], input),
                 output_priority: raised(p[6], output),
             }),
+            max_input_tokens: None,
+            max_output_tokens: None,
         }
     })
 }
