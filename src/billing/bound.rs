@@ -125,14 +125,17 @@ impl Quote {
         if seen.is_empty() {
             seen.push(self.mapped());
         }
+        // Tokens first: the line holds for all of them together, on whichever account.
+        let models = || seen.iter().map(|name| self.model(name));
+        let input_tokens = models().map(|model| prompt_tokens(demand, model)).max();
+        let output_tokens = models().map(|model| answer_tokens(demand, model)).max();
+        let (input_tokens, output_tokens) = (
+            input_tokens.unwrap_or_default(),
+            output_tokens.unwrap_or_default(),
+        );
         let mut most = Most::default();
-        let (mut input_tokens, mut output_tokens) = (0, 0);
-        for name in seen {
-            let model = self.model(name);
-            let input = prompt_tokens(demand, model);
-            input_tokens = input.max(input_tokens);
-            output_tokens = answer_tokens(demand, model).max(output_tokens);
-            self.most_on(name, input, demand, tier, &mut most);
+        for name in &seen {
+            self.most_on(name, input_tokens, demand, tier, &mut most);
         }
         Bound {
             input: most.input.charged(multiplier),
@@ -231,25 +234,18 @@ fn dearest_fixed(
     images: Option<ImageDemand>,
 ) -> (Exact, bool) {
     let count = quote::count(row, images.map_or(0, |images| images.count));
-    // Only where images are asked for is their size known; what else a size may apply to is not.
-    let size = images.and_then(|images| images.size);
-    if let Some(size) = size
-        && let Some(interval) = channel::interval_of_size(row, size.as_str())
-        && let Some(price) = interval.prices.per_request
-    {
-        return (Exact::of(count, price), true);
-    }
-    let labelled = row
-        .intervals
-        .iter()
-        .filter(|interval| size.is_none() && interval.tier_label.is_some());
+    let of_size = images
+        .into_iter()
+        .flat_map(sizes)
+        .filter_map(|size| channel::interval_of_size(row, size.as_str()));
     let reachable = channel::by_context(row).filter(|i| i.min_tokens < input_tokens);
-    let dearest = labelled
+    let dearest = of_size
         .chain(reachable)
         .filter_map(|interval| interval.prices.per_request)
         .chain(row.prices.per_request)
         .max()
         .unwrap_or_default();
+    // An interval alone may not apply: the prompt may be of another length, the image not be made.
     (Exact::of(count, dearest), row.prices.per_request.is_some())
 }
 

@@ -263,4 +263,4 @@ fn rounded(amount: i128, per_nano: i128) -> Money {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -131,10 +131,7 @@ impl Quote {
                 return Priced::default();
             };
             (Exact::ZERO, offer.mode(), None)
-        } else if let Some(price) = self
-            .offers(upstream)
-            .find_map(|offer| offer.price(used, tier))
-        {
+        } else if let Some(price) = self.find(upstream, used, tier) {
             price
         } else if used.image_count > 0 {
             let unit = self.image_price(upstream, used.image_size);
@@ -151,6 +148,23 @@ impl Quote {
             mode,
             billing_tier,
         }
+    }
+
+    /// The price of the first name that has one for what was used. A name with prices for tokens ends the
+    /// search: images without tokens are then paid for as such, not by another name.
+    fn find(
+        &self,
+        upstream: &str,
+        used: &Used,
+        tier: Option<ServiceTier>,
+    ) -> Option<(Exact, PricingMode, Option<String>)> {
+        for offer in self.offers(upstream) {
+            let price = offer.price(used, tier);
+            if price.is_some() || offer.prices_tokens() {
+                return price;
+            }
+        }
+        None
     }
 
     /// One image at list price, where the channel has none for it.
@@ -241,7 +255,11 @@ impl<'q> Offer<'q> {
     ) -> Option<(Exact, PricingMode, Option<String>)> {
         let context = pricing::context(&used.tokens);
         if let Some(row) = self.fixed_row()
-            && let Some((unit, interval)) = fixed_price(row, context, used.image_size)
+            && let Some((unit, interval)) = fixed_price(
+                row,
+                context,
+                (used.image_count > 0).then_some(used.image_size),
+            )
         {
             let amount = unit.times(count(row, used.image_count));
             return Some((amount, row.billing_mode, interval.map(channel::name_of)));
@@ -273,13 +291,14 @@ impl<'q> Offer<'q> {
 }
 
 /// One request or one image by a row that counts them, and the interval it is from: the one labelled
-/// with the size, else the one of the context, else the row itself. `None` = the row has no such price.
+/// with the size, else the one of the context, else the row itself. Without an image there is no size.
+/// `None` = the row has no such price.
 fn fixed_price(
     row: &ChannelPrice,
     context: u64,
-    size: ImageSize,
+    size: Option<ImageSize>,
 ) -> Option<(Exact, Option<&PriceInterval>)> {
-    let of_size = channel::interval_of_size(row, size.as_str());
+    let of_size = size.and_then(|size| channel::interval_of_size(row, size.as_str()));
     let by_context = channel::interval_of(row, context);
     [of_size, by_context]
         .into_iter()
