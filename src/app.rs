@@ -28,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::Admin;
 use crate::billing::balances::Balances;
 use crate::billing::outbox::Outbox;
+use crate::billing::price_map::source::{Source, Stamp};
 use crate::billing::price_map::{PriceFileError, Prices};
 use crate::config::{Config, Listener, Reservation};
 use crate::jobs::conditions::{Keeper, RestoreError};
@@ -35,6 +36,7 @@ use crate::jobs::follow::Follower;
 use crate::jobs::heartbeat::Heartbeat;
 use crate::jobs::listening::{Listening, LookOut};
 use crate::jobs::metrics::JobMetrics;
+use crate::jobs::prices::PriceWatch;
 use crate::jobs::reload::Reloader;
 use crate::jobs::sweep::Sweeper;
 use crate::jobs::writer::Writer;
@@ -140,6 +142,8 @@ pub struct App {
     follower: Follower,
     keeper: Keeper,
     prices: Arc<ArcSwap<Prices>>,
+    /// The price map's file as it was before it was read.
+    price_file: (Source, Stamp),
     metrics: Metrics,
     jobs: JobMetrics,
     origin: Origin,
@@ -161,7 +165,9 @@ impl App {
         drop(hangup.map_err(AppError::Runtime)?);
         let lock = DirectoryLock::take(&config.data_dir)?;
         let secret = first_start::secret(&config)?;
-        let prices = Arc::new(ArcSwap::from_pointee(Prices::configured(&config.billing)?));
+        let price_file = Source::of(&config);
+        let price_file = (price_file.clone(), price_file.stamp());
+        let prices = Arc::new(ArcSwap::from_pointee(Prices::configured(&config)?));
         let config = Arc::new(config);
         let metrics = Metrics::new();
         let jobs = JobMetrics::new(&metrics);
@@ -221,6 +227,7 @@ impl App {
             follower,
             keeper,
             prices,
+            price_file,
             metrics,
             jobs,
             origin,
@@ -273,6 +280,15 @@ impl App {
         server.add_service(background_service(
             "sweep",
             Sweeper::new(self.rooms.state.clone()),
+        ));
+        server.add_service(background_service(
+            "prices",
+            PriceWatch::new(
+                self.rooms.clone(),
+                self.prices.clone(),
+                self.follower.clone(),
+                self.price_file.clone(),
+            ),
         ));
         server.add_service(background_service(
             "reload",

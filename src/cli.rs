@@ -7,6 +7,7 @@ pub mod demo;
 pub mod keys;
 pub mod objects;
 pub mod open;
+pub mod prices;
 pub mod serve;
 pub mod table;
 pub mod usage;
@@ -85,6 +86,9 @@ pub enum Command {
     /// List and show error passthrough rules.
     #[command(subcommand)]
     Rules(objects::Command),
+    /// Show what a model costs; take over a new price map.
+    #[command(subcommand)]
+    Prices(prices::Command),
     /// Totals of what was used; `usage records` lists single requests.
     Usage(usage::Options),
 }
@@ -110,6 +114,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Groups(command) => objects::groups(config, command),
         Command::Accounts(command) => accounts::run(config, command),
         Command::Rules(command) => objects::rules(config, command),
+        Command::Prices(command) => prices::run(config, command),
         Command::Usage(options) => usage::run(config, &options),
     };
     match done {

@@ -14,7 +14,7 @@ pub fn run(file: Option<&Path>, resources: &[PathBuf]) -> Result<(), Failure> {
     let mut wrong = Vec::new();
     match config::load(file, &env) {
         Ok(config) => {
-            if let Err(error) = Prices::configured(&config.billing) {
+            if let Err(error) = Prices::configured(&config) {
                 wrong.push(error.to_string());
             }
             for (index, listener) in config.server.listen.iter().enumerate() {

@@ -94,7 +94,8 @@ pub fn parse_decimal(text: &str, digits: u32) -> Result<i128, DecimalError> {
     Ok(if negative { -value } else { value })
 }
 
-fn format_decimal(value: i128, digits: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Writes an integer of `10^-digits` units as a decimal text.
+pub(super) fn format_decimal(value: i128, digits: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let unit = 10i128.pow(digits);
     let (sign, value) = (if value < 0 { "-" } else { "" }, value.unsigned_abs());
     let unit = unit.unsigned_abs();

@@ -4,11 +4,12 @@
 //! `prices:` of the resources are both read with it.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::money::{DecimalError, parse_decimal};
+use super::money::{DecimalError, Money, format_decimal, parse_decimal};
 
 /// Decimal digits of a dollar that [`Price`] holds.
 const PRICE_DIGITS: u32 = 15;
@@ -22,6 +23,20 @@ const FINE_DIGITS: u32 = 33;
 )]
 #[serde(transparent)]
 pub struct Price(pub i64);
+
+impl Price {
+    /// What a million of them cost, exactly: a femto-dollar a million times is a nano-dollar.
+    pub const fn per_million(self) -> Money {
+        Money(self.0)
+    }
+}
+
+impl fmt::Display for Price {
+    /// As a decimal number of dollars.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        format_decimal(i128::from(self.0), PRICE_DIGITS, f)
+    }
+}
 
 /// What every input and output token of a request costs once its context (input + cache read) is
 /// longer than a threshold. `None` = as below the threshold. Cache prices do not change.
