@@ -147,6 +147,8 @@ impl<'a> Content<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::peek::peek;
 
@@ -300,6 +302,34 @@ mod tests {
             assert!(content.hosted);
             let asked = content.image_tool.unwrap();
             assert_eq!((asked.size.as_deref(), asked.n), (size, n), "{body}");
+        }
+    }
+
+    proptest! {
+        /// However deep in whatever item, before and behind whatever else.
+        #[test]
+        fn what_is_elsewhere_is_found_wherever_it_stands(
+            wrappers in prop::collection::vec((any::<bool>(), "[ \n]{0,2}", "[a-z]{0,9}"), 0..40),
+            name in prop::sample::select(vec!["file_id", "file_url", "file_data", "image_url"]),
+            escape in any::<prop::sample::Index>(), escapes in any::<bool>(), is_image in any::<bool>(),
+        ) {
+            let at = escape.index(name.len());
+            let key = match escapes {
+                true => format!("{}\\u{:04x}{}", &name[..at], name.as_bytes()[at], &name[at + 1..]),
+                false => name.to_owned(),
+            };
+            let is_image = is_image && name == "image_url";
+            let value = if is_image { "data:x" } else { "x" };
+            let mut inner = format!(r#"{{"a":[],"{key}":"{value}","b":{{}}}}"#);
+            for (in_array, space, key) in wrappers {
+                inner = match in_array {
+                    true => format!("[1,{space}{inner},\"file_id\"]"),
+                    false => format!(r#"{{"x":{{}},{space}"{key}":{space}{inner}}}"#),
+                };
+            }
+            let body = format!(r#"{{"model":"m","input":[{{"content":{inner}}}]}}"#);
+            let content = content(&body);
+            prop_assert_eq!((content.hosted, content.inline_images), (!is_image, u32::from(is_image)));
         }
     }
 }
