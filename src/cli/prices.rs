@@ -146,8 +146,8 @@ fn update(config: &Config, file: &Path) -> Result<(), Failure> {
         None => String::new(),
     };
     table::write_out(&format!(
-        "{} models: {} new, {} changed, {} gone; written to {}{kept}\n",
-        what.models,
+        "{} names: {} new, {} changed, {} gone; written to {}{kept}\n",
+        what.names,
         what.added,
         what.changed,
         what.removed,

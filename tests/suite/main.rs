@@ -19,6 +19,7 @@ mod harness;
 mod lifecycle;
 mod metrics;
 mod operate;
+mod prices;
 mod refusals;
 mod rules;
 mod scheduling;

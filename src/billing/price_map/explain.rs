@@ -30,8 +30,8 @@ pub struct Found<'p> {
 /// How a map differs from another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Difference {
-    /// Models in it.
-    pub models: usize,
+    /// Names in it; a model may be known by its plain name and by one with its provider's prefix.
+    pub names: usize,
     /// Those that are only in it.
     pub added: usize,
     /// Those that have other prices or limits in it.
@@ -74,7 +74,7 @@ impl Prices {
         let (new, old) = (&self.map.models, &old.map.models);
         let names: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
         let mut difference = Difference {
-            models: new.len(),
+            names: new.len(),
             ..Difference::default()
         };
         for name in names {

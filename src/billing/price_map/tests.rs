@@ -565,7 +565,7 @@ fn an_entry_is_explained_and_maps_are_compared() {
     assert_eq!(
         new.difference(&old),
         Difference {
-            models: 3,
+            names: 3,
             added: 1,
             changed: 1,
             // Also under its plain name.
