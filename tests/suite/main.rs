@@ -10,6 +10,7 @@ mod billing;
 mod bodies;
 mod call;
 mod cells;
+mod chance;
 mod conditions;
 mod disconnects;
 mod egress;
