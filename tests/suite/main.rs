@@ -15,6 +15,7 @@ mod conditions;
 mod disconnects;
 mod egress;
 mod failover;
+mod faults;
 mod framing;
 mod harness;
 mod lifecycle;
