@@ -20,6 +20,7 @@ mod framing;
 mod harness;
 mod lifecycle;
 mod metrics;
+mod money;
 mod operate;
 mod refusals;
 mod rules;
