@@ -11,6 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tollgate::config::SchedulingWeights;
+use tollgate::domain::account::quota::AccountQuota;
 use tollgate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials, Directory,
     GroupId, ModelMapping, Multiplier, Objects, Platform,
@@ -61,6 +62,7 @@ fn account(id: i64, model_mapping: ModelMapping) -> Account {
         expires_at: None,
         proxy: None,
         error_policy: ErrorPolicy::default(),
+        quota: AccountQuota::default(),
         extra: serde_json::Map::new(),
         paused: false,
         resumed_at: None,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, TimeDelta};
+use chrono_tz::Tz;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tollgate::config::resources::{Resources, UserResource};
 use tollgate::domain::{
@@ -120,7 +121,9 @@ fn main() {
         .unwrap_or(0);
     for _ in 0..rows / 2000 {
         let records = batch(&next, 2000);
-        runtime.block_on(store.settle(&records)).expect("settled");
+        runtime
+            .block_on(store.settle(&records, None, Tz::UTC))
+            .expect("settled");
     }
     let mut group = criterion.benchmark_group("settle");
     group.sample_size(20);
@@ -129,7 +132,13 @@ fn main() {
         group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
             bencher.iter_batched(
                 || batch(&next, size),
-                |records| black_box(runtime.block_on(store.settle(&records)).expect("settled")),
+                |records| {
+                    black_box(
+                        runtime
+                            .block_on(store.settle(&records, None, Tz::UTC))
+                            .expect("settled"),
+                    )
+                },
                 criterion::BatchSize::PerIteration,
             );
         });

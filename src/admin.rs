@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use http::{Method, Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
+use prometheus::IntCounter;
 
 use crate::jobs::listening::Listening;
 use crate::jobs::metrics::JobMetrics;
@@ -52,10 +53,26 @@ impl Admin {
             .set(as_gauge(accounts));
         let held = self.rooms.bodies.held() as u64;
         self.rooms.metrics.body_bytes.set(as_gauge(held));
-        self.jobs
-            .queue
-            .set(as_gauge(self.rooms.outbox.len() as u64));
+        let open = self.rooms.book.open_holds();
+        let metrics = &self.rooms.metrics;
+        metrics.reservations_open.set(as_gauge(open.count));
+        metrics.reserved.set(open.sum.as_usd_f64());
+        let journal = self.rooms.journal.state();
+        let jobs = &self.jobs;
+        jobs.queue.set(as_gauge(journal.unapplied as u64));
+        jobs.journal_bytes.set(as_gauge(journal.disk_bytes));
+        jobs.journal_segments.set(as_gauge(journal.segments as u64));
+        jobs.journal_open
+            .set(as_gauge(journal.open_requests as u64));
+        jobs.journal_failing.set(i64::from(journal.failing));
+        up_to(&jobs.journal_errors, journal.write_errors);
+        up_to(&jobs.journal_syncs, journal.syncs);
     }
+}
+
+/// Brings a counter up to what is counted elsewhere.
+fn up_to(counter: &IntCounter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 fn as_gauge(value: u64) -> i64 {

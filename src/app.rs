@@ -2,6 +2,7 @@
 
 pub mod first_start;
 pub mod lock;
+pub mod recovery;
 pub mod shutdown;
 pub mod tls;
 
@@ -26,17 +27,23 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::Admin;
-use crate::billing::balances::Balances;
-use crate::billing::outbox::Outbox;
+use crate::billing::account_quota::AccountQuotas;
+use crate::billing::book::Book;
+use crate::billing::journal::{self, Journal, JournalError};
+use crate::billing::price_map::source::{Source, Stamp};
 use crate::billing::price_map::{PriceFileError, Prices};
-use crate::config::{Config, Listener, Reservation};
+use crate::config::{Config, Listener};
+use crate::domain::account::quota::AccountUsage;
+use crate::domain::{AccountId, JournalPosition};
 use crate::jobs::conditions::{Keeper, RestoreError};
 use crate::jobs::follow::Follower;
 use crate::jobs::heartbeat::Heartbeat;
 use crate::jobs::listening::{Listening, LookOut};
 use crate::jobs::metrics::JobMetrics;
+use crate::jobs::prices::PriceWatch;
 use crate::jobs::reload::Reloader;
 use crate::jobs::sweep::Sweeper;
+use crate::jobs::verify::Verifier;
 use crate::jobs::writer::Writer;
 use crate::limits::bodies::BodyBudget;
 use crate::limits::noise::Noise;
@@ -47,6 +54,7 @@ use crate::proxy::egress::Egress;
 use crate::proxy::metrics::ProxyMetrics;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::unpriced::UnpricedModels;
+use crate::proxy::usage::reports::Reports;
 use crate::proxy::{Gateway, Rooms};
 use crate::scheduler::Scheduler;
 use crate::state::LiveState;
@@ -117,8 +125,14 @@ pub enum AppError {
     /// A runtime cannot be started.
     #[error("cannot start a runtime: {0}")]
     Runtime(std::io::Error),
-    /// Usage records are left that could not be written.
-    #[error("{0} usage records could not be written before the end and are lost")]
+    /// The journal cannot be opened.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Usage records are left that could not be written to the database.
+    #[error(
+        "{0} usage records could not be written to the database before the end; they are in the journal \
+         and will be written at the next start"
+    )]
     Unwritten(usize),
 }
 
@@ -140,6 +154,8 @@ pub struct App {
     follower: Follower,
     keeper: Keeper,
     prices: Arc<ArcSwap<Prices>>,
+    /// The price map's file as it was before it was read.
+    price_file: (Source, Stamp),
     metrics: Metrics,
     jobs: JobMetrics,
     origin: Origin,
@@ -161,20 +177,33 @@ impl App {
         drop(hangup.map_err(AppError::Runtime)?);
         let lock = DirectoryLock::take(&config.data_dir)?;
         let secret = first_start::secret(&config)?;
-        let prices = Arc::new(ArcSwap::from_pointee(Prices::configured(&config.billing)?));
+        let price_file = Source::of(&config);
+        let price_file = (price_file.clone(), price_file.stamp());
+        let prices = Arc::new(ArcSwap::from_pointee(Prices::configured(&config)?));
         let config = Arc::new(config);
         let metrics = Metrics::new();
         let jobs = JobMetrics::new(&metrics);
         build_info(&metrics);
-        let balances = Arc::new(Balances::default());
-        let outbox = Outbox::new(balances.clone());
+        let book = Arc::new(Book::new(config.timezone));
         let state: Arc<dyn LiveState> = Arc::new(MemoryState::new());
-        let (store, directory, keeper) = runtime.block_on(async {
+        let (store, directory, keeper, kept) = runtime.block_on(async {
             let store = Store::open(&config.data_dir, &secret).await?;
             first_start::seed(&store, &config, &origin.env).await?;
             let multiplier = config.billing.default_rate_multiplier;
             let directory = store.load_directory(multiplier).await?;
-            balances.refresh(store.balances().await?, store.key_spend().await?);
+            book.refresh(store.balances().await?, store.key_spend().await?);
+            book.load_windows(
+                store.key_windows().await?,
+                store.subscription_windows().await?,
+            );
+            // After the windows were read: what is given back in between stays counted until the next start,
+            // which is better than to be taken off twice.
+            let reversed = store.last_entry().await?;
+            let kept = Kept {
+                applied: store.watermark().await?,
+                account_usage: store.account_usage().await?.into_iter().map(|(a, u)| (a, AccountUsage { total: u.total, day: u.day, week: u.week })).collect(),
+                reversed,
+            };
             let keeper = Keeper::restored(
                 store.clone(),
                 state.clone(),
@@ -183,12 +212,23 @@ impl App {
                 Utc::now(),
             )
             .await?;
-            Ok::<_, AppError>((store, directory, keeper))
+            Ok::<_, AppError>((store, directory, keeper, kept))
         })?;
+        let quotas = AccountQuotas::loaded(kept.account_usage, &directory);
+        let snapshot = Snapshot::new(directory, &prices.load());
+        let (journal, recovered) = Journal::open(journal_options(&config), kept.applied)?;
+        recovery::take_up(
+            recovered,
+            &journal,
+            &book,
+            &snapshot,
+            config.billing.reservation,
+            Utc::now(),
+        );
         let money = Arc::new(tokio::sync::Mutex::new(()));
         let resolver = Arc::new(Resolver::default());
         let rooms = Arc::new(Rooms {
-            snapshot: ArcSwap::from_pointee(Snapshot::new(directory, &prices.load())),
+            snapshot: ArcSwap::from_pointee(snapshot),
             state,
             bodies: BodyBudget::new(config.server.max_inflight_body_bytes),
             egress: Egress::new(resolver.clone()),
@@ -200,17 +240,26 @@ impl App {
             ids: RequestIds::new(random_u64()),
             unpriced: UnpricedModels::default(),
             noise: Noise::default(),
+            reports: Reports::new(store.clone()),
             draining: AtomicBool::new(false),
-            config: ArcSwap::new(config),
-            balances: balances.clone(),
-            outbox: outbox.clone(),
+            config: ArcSwap::new(config.clone()),
+            book,
+            quotas,
+            journal,
         });
-        let writer = Writer::new(store.clone(), outbox, balances, money.clone(), jobs.clone());
+        let writer = Writer::new(
+            store.clone(),
+            rooms.clone(),
+            config.timezone,
+            money.clone(),
+            jobs.clone(),
+        );
         let follower = Follower::new(
             store.clone(),
             rooms.clone(),
             prices.clone(),
             money,
+            kept.reversed,
             jobs.clone(),
         );
         Ok(App {
@@ -221,6 +270,7 @@ impl App {
             follower,
             keeper,
             prices,
+            price_file,
             metrics,
             jobs,
             origin,
@@ -275,6 +325,19 @@ impl App {
             Sweeper::new(self.rooms.state.clone()),
         ));
         server.add_service(background_service(
+            "verify",
+            Verifier::new(self.store.clone(), self.jobs.clone()),
+        ));
+        server.add_service(background_service(
+            "prices",
+            PriceWatch::new(
+                self.rooms.clone(),
+                self.prices.clone(),
+                self.follower.clone(),
+                self.price_file.clone(),
+            ),
+        ));
+        server.add_service(background_service(
             "reload",
             Reloader::new(
                 self.origin.file.clone(),
@@ -310,6 +373,7 @@ impl App {
         if !kept {
             log::warn!("what was last learnt about accounts and responses is lost");
         }
+        self.rooms.journal.close();
         self.runtime.block_on(self.store.close())?;
         log::info!("stopped");
         match failed.get() {
@@ -349,6 +413,21 @@ impl App {
         }
         server.add_service(proxy);
         Ok(())
+    }
+}
+
+/// What the database says that only the start needs.
+struct Kept {
+    applied: Option<JournalPosition>,
+    account_usage: Vec<(AccountId, AccountUsage)>,
+    reversed: i64,
+}
+
+fn journal_options(config: &Config) -> journal::Options {
+    journal::Options {
+        directory: config.data_dir.join("journal"),
+        segment_bytes: config.billing.journal.segment_bytes,
+        sync_interval: config.billing.journal.sync_interval,
     }
 }
 
@@ -396,12 +475,6 @@ fn check_certificates(config: &Config) -> Result<(), AppError> {
 }
 
 fn announce(config: &Config) {
-    if config.billing.reservation == Reservation::Strict {
-        log::warn!(
-            "billing.reservation: strict is not enforced by this version; \
-             a request needs a positive balance, and may end below zero"
-        );
-    }
     for listener in &config.server.listen {
         log::info!(
             "listening on {}{}",

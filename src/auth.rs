@@ -11,8 +11,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use crate::domain::{
-    ApiKey, ApiKeyStatus, Directory, Group, KeyHash, Money, Multiplier, SubscriptionType, User,
-    UserStatus,
+    ApiKey, ApiKeyStatus, Directory, Group, KeyHash, Money, Multiplier, Subscription,
+    SubscriptionType, User, UserStatus,
 };
 
 /// Who asks, and on whose account.
@@ -26,6 +26,19 @@ pub struct Principal {
     pub group: Arc<Group>,
     /// What the user pays relative to list price in this group.
     pub multiplier: Multiplier,
+    /// The user's subscription, where the group wants one. Of a request for inference it is valid.
+    pub subscription: Option<Arc<Subscription>>,
+}
+
+/// What the principal is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Something that costs money.
+    Inference,
+    /// `GET /v1/usage`. Who has used everything up may still ask what was used, and until when it
+    /// lasted: a key that is expired or exhausted passes, and so does an empty balance or a subscription
+    /// that has run out.
+    Usage,
 }
 
 /// Why a key may not be used, in the order the checks are made.
@@ -52,6 +65,9 @@ pub enum AuthError {
     /// The group needs a subscription and the user has none.
     #[error("the user has no subscription to the group")]
     SubscriptionMissing,
+    /// The subscription has not begun, has run out or is suspended.
+    #[error("the user's subscription to the group is not valid")]
+    SubscriptionInvalid,
     /// Its whole-life quota is used up.
     #[error("the API key's quota is used up")]
     QuotaExhausted,
@@ -75,14 +91,18 @@ pub struct Funds {
 /// Asks what a key and its user have left.
 pub type AskFunds<'f> = dyn Fn(&ApiKey, &User) -> Funds + 'f;
 
-/// Finds the key and makes every check of SPEC 1.3. `funds` is asked only where money matters;
-/// `None` = simple mode, where nothing is billed.
+/// Finds the key and makes every check of SPEC 1.3 that `purpose` asks for. `funds` is asked only where
+/// money matters; `None` = simple mode, where nothing is billed.
+///
+/// # Errors
+/// The first check that fails.
 pub fn authenticate(
     directory: &Directory,
     hash: &KeyHash,
     ip: IpAddr,
     now: DateTime<Utc>,
     funds: Option<&AskFunds<'_>>,
+    purpose: Purpose,
 ) -> Result<Principal, AuthError> {
     let key = directory.key(hash).ok_or(AuthError::UnknownKey)?;
     if key.status == ApiKeyStatus::Disabled {
@@ -102,17 +122,30 @@ pub fn authenticate(
         .group
         .and_then(|id| directory.group(id))
         .filter(|group| group.enabled);
+    let subscription = group.and_then(|group| directory.subscription(user.id, group.id));
+    let by_subscription =
+        group.is_some_and(|g| g.subscription_type == SubscriptionType::Subscription);
     if let Some(funds) = funds {
-        if group.is_some_and(|g| g.subscription_type == SubscriptionType::Subscription) {
+        if by_subscription && subscription.is_none() {
             return Err(AuthError::SubscriptionMissing);
         }
-        if key.status == ApiKeyStatus::QuotaExhausted {
-            return Err(AuthError::QuotaExhausted);
+        if purpose == Purpose::Inference {
+            if key.status == ApiKeyStatus::QuotaExhausted {
+                return Err(AuthError::QuotaExhausted);
+            }
+            if key.status == ApiKeyStatus::Expired || key.expires_at.is_some_and(|end| end <= now) {
+                return Err(AuthError::KeyExpired);
+            }
+            let funds = funds(key, user);
+            if by_subscription {
+                within_quota(key, funds)?;
+                if !subscription.is_some_and(|subscription| subscription.is_valid(now)) {
+                    return Err(AuthError::SubscriptionInvalid);
+                }
+            } else {
+                may_spend(key, funds)?;
+            }
         }
-        if key.status == ApiKeyStatus::Expired || key.expires_at.is_some_and(|end| end <= now) {
-            return Err(AuthError::KeyExpired);
-        }
-        may_spend(key, funds(key, user))?;
     }
     // Last, as "group required" stands behind authentication (SPEC 1.1, 1.4).
     let group = group.ok_or(AuthError::GroupMissing)?;
@@ -125,19 +158,32 @@ pub fn authenticate(
             .get(&group.id)
             .copied()
             .unwrap_or(group.rate_multiplier),
+        subscription: subscription.filter(|_| by_subscription).cloned(),
     })
 }
 
 /// Whether there is anything left to spend: the last checks, made again after a wait.
+///
+/// # Errors
+/// [`AuthError::QuotaExhausted`] or [`AuthError::BalanceExhausted`].
 pub fn may_spend(key: &ApiKey, funds: Funds) -> Result<(), AuthError> {
+    within_quota(key, funds)?;
+    if !funds.balance.is_positive() {
+        return Err(AuthError::BalanceExhausted);
+    }
+    Ok(())
+}
+
+/// Whether the key's quota has anything left, which counts whoever pays.
+///
+/// # Errors
+/// [`AuthError::QuotaExhausted`].
+pub fn within_quota(key: &ApiKey, funds: Funds) -> Result<(), AuthError> {
     if key
         .quota
         .is_some_and(|quota| quota.is_positive() && funds.key_spent >= quota)
     {
         return Err(AuthError::QuotaExhausted);
-    }
-    if !funds.balance.is_positive() {
-        return Err(AuthError::BalanceExhausted);
     }
     Ok(())
 }
@@ -145,7 +191,9 @@ pub fn may_spend(key: &ApiKey, funds: Funds) -> Result<(), AuthError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ApiKeyId, GroupId, Objects, Platform, UserId};
+    use crate::domain::{
+        ApiKeyId, GroupId, Objects, Platform, SubscriptionId, SubscriptionStatus, UserId,
+    };
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000, 0).unwrap()
@@ -200,114 +248,140 @@ mod tests {
         key_spent: Money(0),
     };
 
-    fn check(
+    /// What a row of the tables changes.
+    struct Case {
         key: ApiKey,
         user: User,
         group: Group,
         funds: Option<Funds>,
-    ) -> Result<Principal, AuthError> {
-        let hash = key.hash;
+        subscription: Option<Subscription>,
+    }
+
+    fn case() -> Case {
+        Case {
+            key: key(),
+            user: user(),
+            group: group(),
+            funds: Some(RICH),
+            subscription: None,
+        }
+    }
+
+    impl Case {
+        /// In a group that wants a subscription, with one of that status for `hours` from now on.
+        fn subscribe(&mut self, status: SubscriptionStatus, hours: std::ops::Range<i64>) {
+            let hour = |hours| now() + chrono::TimeDelta::hours(hours);
+            self.group.subscription_type = SubscriptionType::Subscription;
+            self.subscription = Some(Subscription {
+                id: SubscriptionId(1),
+                user: UserId(1),
+                group: GroupId(1),
+                starts_at: hour(hours.start),
+                expires_at: hour(hours.end),
+                status,
+            });
+        }
+    }
+
+    fn check(case: &Case, purpose: Purpose) -> Result<Principal, AuthError> {
         let directory = Directory::new(Objects {
-            groups: vec![group],
-            users: vec![user],
-            keys: vec![key],
+            groups: vec![case.group.clone()],
+            users: vec![case.user.clone()],
+            keys: vec![case.key.clone()],
+            subscriptions: case.subscription.iter().cloned().collect(),
             ..Objects::default()
         });
+        let funds = case.funds;
         let ask = move |_: &ApiKey, _: &User| funds.unwrap();
         authenticate(
             &directory,
-            &hash,
+            &case.key.hash,
             "10.1.2.3".parse().unwrap(),
             now(),
             funds.as_ref().map(|_| &ask as &AskFunds<'_>),
+            purpose,
         )
     }
+
+    /// What is changed, and the answers to inference and to `GET /v1/usage`.
+    type Row = (
+        &'static str,
+        fn(&mut Case),
+        Option<AuthError>,
+        Option<AuthError>,
+    );
 
     #[test]
     fn every_row_of_the_specification() {
         use AuthError::*;
-        type Change = fn(&mut ApiKey, &mut User, &mut Group, &mut Funds);
-        let rows: [(&str, Change, Option<AuthError>); 16] = [
-            ("all is well", |_, _, _, _| {}, None),
-            (
-                "disabled key",
-                |k, _, _, _| k.status = ApiKeyStatus::Disabled,
-                Some(KeyDisabled),
-            ),
-            (
-                "denied address",
-                |k, _, _, _| k.ip_deny = vec!["10.0.0.0/8".into()],
-                Some(AddressDenied),
-            ),
-            (
-                "address not allowed",
-                |k, _, _, _| k.ip_allow = vec!["192.0.2.1".into()],
-                Some(AddressDenied),
-            ),
-            ("no user", |k, _, _, _| k.user = None, Some(UserMissing)),
-            (
-                "unknown user",
-                |k, _, _, _| k.user = Some(UserId(9)),
-                Some(UserMissing),
-            ),
-            (
-                "inactive user",
-                |_, u, _, _| u.status = UserStatus::Disabled,
-                Some(UserInactive),
-            ),
-            ("no group", |k, _, _, _| k.group = None, Some(GroupMissing)),
-            (
-                "disabled group",
-                |_, _, g, _| g.enabled = false,
-                Some(GroupMissing),
-            ),
-            (
-                "no subscription",
-                |_, _, g, _| g.subscription_type = SubscriptionType::Subscription,
-                Some(SubscriptionMissing),
-            ),
-            (
-                "quota status",
-                |k, _, _, _| k.status = ApiKeyStatus::QuotaExhausted,
-                Some(QuotaExhausted),
-            ),
-            (
-                "expired status",
-                |k, _, _, _| k.status = ApiKeyStatus::Expired,
-                Some(KeyExpired),
-            ),
-            (
-                "expires at this moment",
-                |k, _, _, _| k.expires_at = Some(now()),
-                Some(KeyExpired),
-            ),
-            (
-                "quota reached exactly",
-                |k, _, _, f| {
-                    k.quota = Some(Money(5));
-                    f.key_spent = Money(5)
-                },
-                Some(QuotaExhausted),
-            ),
-            (
-                "balance zero",
-                |_, _, _, f| f.balance = Money(0),
-                Some(BalanceExhausted),
-            ),
-            (
-                "broke before groupless",
-                |k, _, _, f| {
-                    k.group = None;
-                    f.balance = Money(0)
-                },
-                Some(BalanceExhausted),
-            ),
+        use SubscriptionStatus::{Active, Suspended};
+        #[rustfmt::skip]
+        let rows: [Row; 25] = [
+            ("all is well", |_| {}, None, None),
+            ("disabled key", |c| c.key.status = ApiKeyStatus::Disabled, Some(KeyDisabled), Some(KeyDisabled)),
+            ("denied address", |c| c.key.ip_deny = vec!["10.0.0.0/8".into()], Some(AddressDenied), Some(AddressDenied)),
+            ("address not allowed", |c| c.key.ip_allow = vec!["192.0.2.1".into()], Some(AddressDenied), Some(AddressDenied)),
+            ("no user", |c| c.key.user = None, Some(UserMissing), Some(UserMissing)),
+            ("unknown user", |c| c.key.user = Some(UserId(9)), Some(UserMissing), Some(UserMissing)),
+            ("inactive user", |c| c.user.status = UserStatus::Disabled, Some(UserInactive), Some(UserInactive)),
+            ("no group", |c| c.key.group = None, Some(GroupMissing), Some(GroupMissing)),
+            ("disabled group", |c| c.group.enabled = false, Some(GroupMissing), Some(GroupMissing)),
+            ("no subscription", |c| c.group.subscription_type = SubscriptionType::Subscription, Some(SubscriptionMissing), Some(SubscriptionMissing)),
+            ("no subscription, exhausted", |c| {
+                c.group.subscription_type = SubscriptionType::Subscription;
+                c.key.status = ApiKeyStatus::QuotaExhausted;
+            }, Some(SubscriptionMissing), Some(SubscriptionMissing)),
+            ("quota status", |c| c.key.status = ApiKeyStatus::QuotaExhausted, Some(QuotaExhausted), None),
+            ("expired status", |c| c.key.status = ApiKeyStatus::Expired, Some(KeyExpired), None),
+            ("expires at this moment", |c| c.key.expires_at = Some(now()), Some(KeyExpired), None),
+            ("quota reached exactly", |c| {
+                c.key.quota = Some(Money(5));
+                c.funds = Some(Funds { key_spent: Money(5), ..RICH });
+            }, Some(QuotaExhausted), None),
+            ("a quota of zero is none", |c| c.key.quota = Some(Money(0)), None, None),
+            ("balance zero", |c| c.funds = Some(Funds { balance: Money(0), ..RICH }), Some(BalanceExhausted), None),
+            ("broke before groupless", |c| {
+                c.key.group = None;
+                c.funds = Some(Funds { balance: Money(0), ..RICH });
+            }, Some(BalanceExhausted), Some(GroupMissing)),
+            ("disabled before expired", |c| {
+                c.key.status = ApiKeyStatus::Disabled;
+                c.key.expires_at = Some(now());
+            }, Some(KeyDisabled), Some(KeyDisabled)),
+            ("a subscription", |c| c.subscribe(Active, 0..1), None, None),
+            ("a subscription pays, not the balance", |c| {
+                c.subscribe(Active, 0..1);
+                c.funds = Some(Funds { balance: Money(-1), ..RICH });
+            }, None, None),
+            ("a subscription within a quota", |c| {
+                c.subscribe(Suspended, 0..1);
+                c.key.quota = Some(Money(5));
+                c.funds = Some(Funds { key_spent: Money(5), ..RICH });
+            }, Some(QuotaExhausted), None),
+            ("a subscription that has run out", |c| c.subscribe(Active, -1..0), Some(SubscriptionInvalid), None),
+            ("a subscription that has not begun", |c| c.subscribe(Active, 1..2), Some(SubscriptionInvalid), None),
+            ("a suspended subscription", |c| c.subscribe(Suspended, 0..1), Some(SubscriptionInvalid), None),
         ];
-        for (name, change, expected) in rows {
-            let (mut k, mut u, mut g, mut f) = (key(), user(), group(), RICH);
-            change(&mut k, &mut u, &mut g, &mut f);
-            assert_eq!(check(k, u, g, Some(f)).err(), expected, "{name}");
+        for (name, change, inference, usage) in rows {
+            let mut case = case();
+            change(&mut case);
+            assert_eq!(check(&case, Purpose::Inference).err(), inference, "{name}");
+            assert_eq!(check(&case, Purpose::Usage).err(), usage, "{name}, usage");
         }
+    }
+
+    #[test]
+    fn a_subscription_comes_along_where_the_group_wants_one() {
+        let mut case = case();
+        case.subscribe(SubscriptionStatus::Active, 0..1);
+        let principal = check(&case, Purpose::Inference).unwrap();
+        assert_eq!(
+            principal.subscription.as_deref(),
+            case.subscription.as_ref()
+        );
+        case.group.subscription_type = SubscriptionType::Standard;
+        let principal = check(&case, Purpose::Inference).unwrap();
+        assert_eq!(principal.subscription, None);
     }
 
     #[test]
@@ -315,27 +389,39 @@ mod tests {
         let directory = Directory::default();
         let ip = "10.1.2.3".parse().unwrap();
         assert_eq!(
-            authenticate(&directory, &KeyHash([1; 32]), ip, now(), None).err(),
+            authenticate(
+                &directory,
+                &KeyHash([1; 32]),
+                ip,
+                now(),
+                None,
+                Purpose::Usage
+            )
+            .err(),
             Some(AuthError::UnknownKey)
         );
     }
 
     #[test]
     fn simple_mode_looks_at_no_money() {
-        let mut k = key();
-        k.status = ApiKeyStatus::Expired;
-        assert!(check(k, user(), group(), None).is_ok());
+        let mut case = case();
+        case.funds = None;
+        case.key.status = ApiKeyStatus::Expired;
+        case.group.subscription_type = SubscriptionType::Subscription;
+        for purpose in [Purpose::Inference, Purpose::Usage] {
+            assert!(check(&case, purpose).is_ok());
+        }
     }
 
     #[test]
     fn the_users_own_multiplier_wins() {
-        let principal = check(key(), user(), group(), Some(RICH)).unwrap();
+        let mut case = case();
+        let principal = check(&case, Purpose::Inference).unwrap();
         assert_eq!(principal.multiplier, Multiplier(2_000_000));
-        let mut special = user();
-        special
+        case.user
             .group_multipliers
             .insert(GroupId(1), Multiplier(500_000));
-        let principal = check(key(), special, group(), Some(RICH)).unwrap();
+        let principal = check(&case, Purpose::Inference).unwrap();
         assert_eq!(principal.multiplier, Multiplier(500_000));
     }
 }

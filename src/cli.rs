@@ -3,10 +3,14 @@
 pub mod accounts;
 pub mod apply;
 pub mod check;
+pub mod csv;
 pub mod demo;
+pub mod journal;
 pub mod keys;
+pub mod ledger;
 pub mod objects;
 pub mod open;
+pub mod prices;
 pub mod serve;
 pub mod table;
 pub mod usage;
@@ -70,7 +74,7 @@ pub enum Command {
     },
     /// Make the store hold what resource files say. A running server follows within a second.
     Apply(apply::Options),
-    /// List and show users; add to a balance.
+    /// List and show users; add to a balance or take from it.
     #[command(subcommand)]
     Users(users::Command),
     /// List, show and create API keys.
@@ -82,11 +86,26 @@ pub enum Command {
     /// List and show accounts, with what keeps them from being used; pause and resume them.
     #[command(subcommand)]
     Accounts(accounts::Command),
+    /// List and show channels: model mapping, restriction and prices of groups.
+    #[command(subcommand)]
+    Channels(objects::Command),
+    /// List and show subscriptions, named `user/group`, with what has been used of them.
+    #[command(subcommand)]
+    Subscriptions(objects::Command),
     /// List and show error passthrough rules.
     #[command(subcommand)]
     Rules(objects::Command),
-    /// Totals of what was used; `usage records` lists single requests.
-    Usage(usage::Options),
+    /// Show what a model costs; take over a new price map.
+    #[command(subcommand)]
+    Prices(prices::Command),
+    /// Totals of what was used; `usage records` lists single requests, `usage refund` gives one back.
+    Usage(Box<usage::Options>),
+    /// Check the ledger.
+    #[command(subcommand)]
+    Ledger(ledger::Command),
+    /// Read the journal that stands between requests and the store.
+    #[command(subcommand)]
+    Journal(journal::Command),
 }
 
 /// How objects are printed.
@@ -109,8 +128,13 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Keys(command) => keys::run(config, command),
         Command::Groups(command) => objects::groups(config, command),
         Command::Accounts(command) => accounts::run(config, command),
+        Command::Channels(command) => objects::channels(config, command),
+        Command::Subscriptions(command) => objects::subscriptions(config, command),
         Command::Rules(command) => objects::rules(config, command),
+        Command::Prices(command) => prices::run(config, command),
         Command::Usage(options) => usage::run(config, &options),
+        Command::Ledger(command) => ledger::run(config, command),
+        Command::Journal(command) => journal::run(config, &command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

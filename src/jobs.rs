@@ -5,6 +5,8 @@ pub mod follow;
 pub mod heartbeat;
 pub mod listening;
 pub mod metrics;
+pub mod prices;
 pub mod reload;
 pub mod sweep;
+pub mod verify;
 pub mod writer;

@@ -17,11 +17,14 @@ pub mod fold;
 pub mod intake;
 pub mod metrics;
 pub mod models;
+pub mod money;
 pub mod peer;
 pub mod read;
 pub mod relay;
+pub mod settlement;
 pub mod snapshot;
 pub mod unpriced;
+pub mod usage;
 pub mod wait;
 
 use std::sync::Arc;
@@ -39,8 +42,9 @@ use pingora::{Error, Result};
 use tokio::sync::watch;
 use tollgate_filters::reply::errors;
 
-use crate::billing::balances::Balances;
-use crate::billing::outbox::Outbox;
+use crate::billing::account_quota::AccountQuotas;
+use crate::billing::book::Book;
+use crate::billing::journal::Journal;
 use crate::config::Config;
 use crate::limits::bodies::BodyBudget;
 use crate::limits::noise::Noise;
@@ -55,6 +59,7 @@ use intake::Intake;
 use metrics::ProxyMetrics;
 use snapshot::Snapshot;
 use unpriced::UnpricedModels;
+use usage::reports::Reports;
 
 /// The rooms a request walks through.
 pub struct Rooms {
@@ -64,10 +69,12 @@ pub struct Rooms {
     pub snapshot: ArcSwap<Snapshot>,
     /// Slots, bindings, cool-downs.
     pub state: Arc<dyn LiveState>,
-    /// What users have left.
-    pub balances: Arc<Balances>,
-    /// Records on their way to the database.
-    pub outbox: Arc<Outbox>,
+    /// What users may spend.
+    pub book: Arc<Book>,
+    /// What accounts have cost, against their quotas.
+    pub quotas: AccountQuotas,
+    /// What has been used, on its way to the database.
+    pub journal: Arc<Journal>,
     /// Memory for request bodies.
     pub bodies: Arc<BodyBudget>,
     /// Names to addresses.
@@ -88,6 +95,8 @@ pub struct Rooms {
     pub unpriced: UnpricedModels,
     /// Which complaints are worth a line.
     pub noise: Noise,
+    /// What keys have used, for those who ask.
+    pub reports: Reports,
     /// Set while the server waits for its last requests.
     pub draining: AtomicBool,
 }
@@ -180,21 +189,11 @@ impl ProxyHttp for Gateway {
         upstream_request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        let (Some(attempt), Some(exchange), Some(asked)) =
-            (&mut ctx.attempt, &ctx.exchange, &ctx.asked)
-        else {
-            return Err(Error::new_in(pingora::ErrorType::InternalError));
-        };
-        let mut exchange = exchange.lock();
-        let Some(body) = &exchange.body else {
-            return Err(Error::new_in(pingora::ErrorType::InternalError));
-        };
-        let model = (attempt.upstream_model != asked.model).then_some(&*attempt.upstream_model);
-        let pieces = attempt::pieces(&body.bytes, &asked.model_spans, model);
-        let len = pieces.iter().map(Bytes::len).sum();
-        *upstream_request = attempt.header(upstream_request, len)?;
-        exchange.begin_attempt(pieces, attempt.judged.clone(), Instant::now());
-        attempt.sent = true;
+        let prepared = attempt::prepare(upstream_request, ctx)?;
+        if let Err(error) = prepared {
+            log::error!("the journal cannot be written, the request is not sent: {error}");
+            return Err(peer::unserved(ctx, errors::records_unwritable()));
+        }
         Ok(())
     }
 
@@ -208,7 +207,8 @@ impl ProxyHttp for Gateway {
         if let (Some(attempt), Some(exchange), Some(asked)) =
             (&ctx.attempt, &ctx.exchange, &ctx.asked)
         {
-            let client_model = (attempt.upstream_model != asked.model).then(|| asked.model.clone());
+            let client_model = (attempt.upstream_model != asked.requested_model)
+                .then(|| asked.requested_model.clone());
             exchange
                 .lock()
                 .begin_response(upstream_response, client_model, Instant::now());

@@ -5,7 +5,7 @@
 
 mod bindings;
 mod conditions;
-mod dense;
+pub(crate) mod dense;
 mod lines;
 pub mod memory;
 mod owners;

@@ -11,7 +11,9 @@
 //! | what does the server read? | `directory.rs` |
 //! | what of the live state outlives a restart? | `conditions.rs`, `responses.rs` |
 //! | how does a request become a record and a charge? | `settle.rs`, `context.rs`, `ledger.rs` |
-//! | what does the command line show? | `usage.rs`, `views.rs` |
+//! | what has been used of limits, and how far is the journal applied? | `windows.rs`, `watermark.rs` |
+//! | what does the command line show? | `usage.rs`, `totals.rs`, `views.rs` |
+//! | what is the holder of a key told about its use? | `reports.rs` |
 
 mod apply;
 mod conditions;
@@ -25,14 +27,18 @@ mod meta;
 mod migrations;
 mod open;
 mod operate;
+mod reports;
 mod responses;
 mod rows;
 mod seal;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod usage;
 mod views;
+mod watermark;
+mod windows;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -42,14 +48,18 @@ use sea_orm::{DatabaseTransaction, EntityTrait, PaginatorTrait, TransactionTrait
 pub use apply::{ApplyOptions, ApplyReport};
 pub use conditions::ConditionChanges;
 pub use error::StorageError;
-pub use ledger::LedgerMismatch;
+pub use ledger::{Counted, LedgerMismatch, Posted, Posting, Reversals};
 pub use operate::Names;
+pub use reports::{KeySpan, KeyStatistics, UsageSums};
 pub use seal::KeyHasher;
 pub use settle::Settled;
-pub use usage::{UsageBy, UsageCursor, UsageFilter, UsageRecordView, UsageTotal};
+pub use totals::{UsageBy, UsageTotal};
+pub use usage::{UsageCursor, UsageFilter, UsageRecordView};
 pub use views::{
-    AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView,
+    AccountView, ChannelView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView,
+    SubscriptionView, UserView, WindowView,
 };
+pub use windows::AccountUsage;
 
 use crate::domain::Secret;
 use seal::Sealer;

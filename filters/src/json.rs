@@ -128,6 +128,17 @@ pub(crate) struct Cursor<'a> {
     depth: u32,
     /// The container last opened has shown no member yet.
     fresh: bool,
+    /// Where it is watched what the document refers to: what has been seen of that.
+    watch: Option<References>,
+}
+
+/// What a document has in it or refers to besides its text; see [`Cursor::watch`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct References {
+    /// Something that a reader of the document has to fetch, or a file whose content is not text.
+    pub elsewhere: bool,
+    /// Images given as data.
+    pub images: u32,
 }
 
 impl<'a> Cursor<'a> {
@@ -138,7 +149,18 @@ impl<'a> Cursor<'a> {
             at: 0,
             depth: 0,
             fresh: false,
+            watch: None,
         }
+    }
+
+    /// From here on looks at the keys that are read over, at any depth, for files and images.
+    pub fn watch(&mut self) {
+        self.watch = Some(References::default());
+    }
+
+    /// No longer; what was seen meanwhile.
+    pub fn watched(&mut self) -> References {
+        self.watch.take().unwrap_or_default()
     }
 
     /// How many bytes have been read.
@@ -179,7 +201,7 @@ impl<'a> Cursor<'a> {
         if self.close(b'}')? {
             return Ok(None);
         }
-        self.name().map(Some)
+        self.member().map(Some)
     }
 
     /// Whether the array that is open has another element; `false` closes it.
@@ -236,7 +258,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn since(&self, start: usize) -> &'a [u8] {
+    /// What has been read from `start` on.
+    pub fn since(&self, start: usize) -> &'a [u8] {
         &self.bytes[start..self.at]
     }
 
@@ -267,6 +290,37 @@ impl<'a> Cursor<'a> {
         Ok(false)
     }
 
+    /// The key of a member, looked at where that is asked for. Its value is next.
+    #[inline]
+    fn member(&mut self) -> Result<Text<'a>, Malformed> {
+        let key = self.name()?;
+        if self.watch.is_some() {
+            self.note(key);
+        }
+        Ok(key)
+    }
+
+    /// A key refers to something if its value is not `null`; an image may be given as data instead.
+    fn note(&mut self, key: Text<'a>) {
+        let name = key.name();
+        let is_image = *name == *b"image_url";
+        if !is_image && !matches!(&*name, b"file_id" | b"file_url" | b"file_data") {
+            return;
+        }
+        const DATA: &[u8] = b"\"data:";
+        let start = self.start();
+        let value = &self.bytes[start..];
+        let is_data = value
+            .get(..DATA.len())
+            .is_some_and(|begin| begin.eq_ignore_ascii_case(DATA));
+        let Some(seen) = &mut self.watch else { return };
+        if is_image && is_data {
+            seen.images = seen.images.saturating_add(1);
+        } else if value.first() != Some(&b'n') {
+            seen.elsewhere = true;
+        }
+    }
+
     /// `"name" :`
     fn name(&mut self) -> Result<Text<'a>, Malformed> {
         self.start();
@@ -295,7 +349,7 @@ impl<'a> Cursor<'a> {
                 self.start();
                 if self.peek() != Some(if is_object { b'}' } else { b']' }) {
                     if is_object {
-                        self.name()?;
+                        self.member()?;
                     }
                     continue;
                 }
@@ -309,7 +363,7 @@ impl<'a> Cursor<'a> {
                 match self.next()? {
                     b',' => {
                         if in_object {
-                            self.name()?;
+                            self.member()?;
                         }
                         break;
                     }

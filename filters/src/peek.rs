@@ -1,12 +1,16 @@
 //! The few fields of a JSON request body that decide things, read in one pass over its bytes: the whole document is
-//! checked, no tree is built, and what is found borrows from the body. Use [`peek`] on a request, [`splice`] to give
-//! it another model name, [`find_string_at`] to find one string in an answer.
+//! checked, no tree is built, and what is found borrows from the body. Use [`peek`] on a request,
+//! [`rewrite`](crate::rewrite) to give it another model name or output limit, [`find_string_at`] to find one string in
+//! an answer.
+
+mod content;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
 
+pub use self::content::{Content, ImageTool};
 use crate::json::{self, Cursor, Malformed, Value};
 
 /// Why there was nothing to peek at.
@@ -111,7 +115,8 @@ impl<'a> From<Value<'a>> for Field<'a> {
     }
 }
 
-/// Occurrences of `model` that are remembered; a body with more of them is remembered to have one more.
+/// Occurrences of `model` and of `max_output_tokens` that are remembered; a body with more of them is remembered to
+/// have one more.
 pub const MODEL_SPANS: usize = 8;
 
 /// What [`peek`] saw. Where a key occurs more than once its last value counts, as in every common parser.
@@ -134,6 +139,15 @@ pub struct Peek<'a> {
     pub reasoning_effort: Field<'a>,
     /// `max_output_tokens`
     pub max_output_tokens: Field<'a>,
+    /// Where the values of every top-level `max_output_tokens` stand, in order.
+    pub output_limit_spans: Vec<Range<usize>>,
+    /// `conversation`
+    pub conversation: Field<'a>,
+    /// `prompt`
+    pub prompt: Field<'a>,
+    /// What `input` and `tools` say of what else the provider will read and make. Of keys that occur more than once
+    /// all values count.
+    pub content: Content<'a>,
     /// `input`
     pub input: Field<'a>,
     /// `instructions`
@@ -163,7 +177,11 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
     let mut reasoning_at = 0;
     while let Some(key) = cursor.key()? {
         let start = cursor.start();
-        let value = cursor.value()?;
+        let value = match &*key.name() {
+            b"input" => seen.content.input(&mut cursor)?,
+            b"tools" => seen.content.tools(&mut cursor)?,
+            _ => cursor.value()?,
+        };
         let field = match &*key.name() {
             b"model" => {
                 if seen.model_spans.len() <= MODEL_SPANS {
@@ -179,7 +197,14 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 reasoning_at = start;
                 &mut reasoning
             }
-            b"max_output_tokens" => &mut seen.max_output_tokens,
+            b"max_output_tokens" => {
+                if seen.output_limit_spans.len() <= MODEL_SPANS {
+                    seen.output_limit_spans.push(start..cursor.at());
+                }
+                &mut seen.max_output_tokens
+            }
+            b"conversation" => &mut seen.conversation,
+            b"prompt" => &mut seen.prompt,
             b"input" => &mut seen.input,
             b"instructions" => &mut seen.instructions,
             b"tools" => &mut seen.tools,
@@ -216,17 +241,30 @@ fn member<'a>(object: &'a [u8], name: &[u8]) -> Result<Field<'a>, Malformed> {
 /// `text` is plain: it is quoted and escaped here. `spans` come in order, as [`Peek::model_spans`] has them; one that
 /// overlaps its predecessor or leaves the body is ignored.
 pub fn splice(body: &Bytes, spans: &[Range<usize>], text: &str) -> Vec<Bytes> {
-    let quoted = Bytes::from(serde_json::Value::from(text).to_string());
-    let mut pieces = Vec::with_capacity(spans.len() * 2 + 1);
+    let quoted = quoted(text);
+    replace(body, spans.iter().map(|span| (span.clone(), &quoted)))
+}
+
+/// A string as it stands in JSON.
+pub(crate) fn quoted(text: &str) -> Bytes {
+    Bytes::from(serde_json::Value::from(text).to_string())
+}
+
+/// The body with every range replaced by what is given with it, as [`splice`] does it.
+pub(crate) fn replace<'b>(
+    body: &Bytes,
+    changes: impl Iterator<Item = (Range<usize>, &'b Bytes)>,
+) -> Vec<Bytes> {
+    let mut pieces = Vec::with_capacity(changes.size_hint().0 * 2 + 1);
     let mut at = 0;
-    for span in spans {
+    for (span, new) in changes {
         if span.start < at || span.end < span.start || span.end > body.len() {
             continue;
         }
         if span.start > at {
             pieces.push(body.slice(at..span.start));
         }
-        pieces.push(quoted.clone());
+        pieces.push(new.clone());
         at = span.end;
     }
     if at < body.len() {
@@ -250,13 +288,13 @@ pub fn find_string_at(json: &[u8], path: &[&str]) -> Option<Range<usize>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
     use serde_json::Value as Tree;
 
     use super::*;
 
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 13] = [
         "model",
         "stream",
         "previous_response_id",
@@ -268,6 +306,8 @@ mod tests {
         "instructions",
         "tools",
         "functions",
+        "conversation",
+        "prompt",
     ];
 
     #[test]
@@ -419,7 +459,7 @@ mod tests {
         })
     }
 
-    fn document() -> impl Strategy<Value = String> {
+    pub(crate) fn document() -> impl Strategy<Value = String> {
         (space(), object(value()), space()).prop_map(|(a, object, b)| a + &object + &b)
     }
 
@@ -460,6 +500,8 @@ mod tests {
             (&seen.instructions, tree.get("instructions")),
             (&seen.tools, tree.get("tools")),
             (&seen.functions, tree.get("functions")),
+            (&seen.conversation, tree.get("conversation")),
+            (&seen.prompt, tree.get("prompt")),
         ] {
             assert_same(field, tree);
         }

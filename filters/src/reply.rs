@@ -60,6 +60,15 @@ impl ErrorReply {
         }
     }
 
+    /// The same error, saying more: what `detail` is follows the message in brackets.
+    #[must_use]
+    pub fn with_detail(self, detail: &str) -> Self {
+        Self {
+            message: format!("{} ({detail})", self.message).into(),
+            ..self
+        }
+    }
+
     /// The body of the reply, as JSON.
     pub fn body(&self, dialect: Dialect) -> Bytes {
         let body = match dialect {

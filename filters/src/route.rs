@@ -36,6 +36,8 @@ pub enum Endpoint {
     ResponsesSocket,
     /// `GET /v1/models`.
     Models,
+    /// `GET /v1/usage`: what a key has used and has left.
+    Usage,
 }
 
 impl Endpoint {
@@ -45,6 +47,7 @@ impl Endpoint {
             Endpoint::Responses => "responses",
             Endpoint::ResponsesSocket => "responses_ws",
             Endpoint::Models => "models",
+            Endpoint::Usage => "usage",
         }
     }
 }
@@ -84,6 +87,7 @@ pub enum RouteError {
 
 const RESPONSES: &str = "/v1/responses";
 const MODELS: &str = "/v1/models";
+const USAGE: &str = "/v1/usage";
 
 /// Finds the operation for `method` and `path` (without the query). Trailing slashes do not count.
 ///
@@ -96,6 +100,12 @@ pub fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, RouteError
     if trimmed == MODELS {
         return match *method {
             Method::GET => Ok(found(Endpoint::Models, "", MODELS)),
+            _ => Err(not_allowed("GET")),
+        };
+    }
+    if trimmed == USAGE || trimmed == "/usage" {
+        return match *method {
+            Method::GET => Ok(found(Endpoint::Usage, "", USAGE)),
             _ => Err(not_allowed("GET")),
         };
     }
@@ -185,7 +195,7 @@ mod tests {
 
     #[test]
     fn known_paths() {
-        use Endpoint::{Models, Responses, ResponsesSocket};
+        use Endpoint::{Models, Responses, ResponsesSocket, Usage};
         #[rustfmt::skip]
         let rows = [
             ("POST", "/v1/responses", Responses, "", RESPONSES),
@@ -200,6 +210,9 @@ mod tests {
             ("GET", "/v1/responses/", ResponsesSocket, "", RESPONSES),
             ("GET", "/responses", ResponsesSocket, "", RESPONSES),
             ("GET", "/v1/models", Models, "", MODELS),
+            ("GET", "/v1/usage", Usage, "", USAGE),
+            ("GET", "/v1/usage/", Usage, "", USAGE),
+            ("GET", "/usage", Usage, "", USAGE),
         ];
         for (method, path, endpoint, subpath, record_path) in rows {
             let method: Method = method.parse().unwrap();
@@ -234,6 +247,8 @@ mod tests {
             ("POST", "/v1/responses/a\\b", OpenAi),
             ("POST", "/v1/responses/é", OpenAi),
             ("GET", "/models", OpenAi),
+            ("GET", "/v1/usage/today", OpenAi),
+            ("GET", "/v1/usages", OpenAi),
             ("GET", "/v1/models/gpt-5", OpenAi),
             ("POST", "/v1/messages", Anthropic),
             ("POST", "/v1/messages/count_tokens", Anthropic),
@@ -262,6 +277,8 @@ mod tests {
             ("GET", "/v1/responses/resp_1", "POST"),
             ("HEAD", "/v1/models", "GET"),
             ("POST", "/v1/models", "GET"),
+            ("POST", "/v1/usage", "GET"),
+            ("HEAD", "/usage", "GET"),
             ("BREW", "/v1/models", "GET"),
         ];
         for (method, path, allow) in rows {
@@ -280,6 +297,7 @@ mod tests {
         assert_eq!(Endpoint::Responses.as_str(), "responses");
         assert_eq!(Endpoint::ResponsesSocket.as_str(), "responses_ws");
         assert_eq!(Endpoint::Models.as_str(), "models");
+        assert_eq!(Endpoint::Usage.as_str(), "usage");
         assert_eq!(Dialect::OpenAi.as_str(), "openai");
         assert_eq!(Dialect::Anthropic.as_str(), "anthropic");
         assert_eq!(Dialect::Google.as_str(), "google");

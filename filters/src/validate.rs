@@ -9,7 +9,7 @@ use memchr::memmem;
 
 use crate::affinity::Seed;
 use crate::json::{Cursor, Malformed, Text};
-use crate::peek::{self, Field, PeekError};
+use crate::peek::{self, Field, ImageTool, Peek, PeekError};
 
 /// What is wrong with a request body. Each is a 400 `invalid_request_error` with its text as the message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -23,6 +23,9 @@ pub enum Invalid {
     /// `model` is given over and over.
     #[error("model is given more than {MODEL_SPANS} times")]
     ModelRepeated,
+    /// `max_output_tokens` is given over and over.
+    #[error("max_output_tokens is given more than {MODEL_SPANS} times")]
+    OutputLimitRepeated,
     /// `stream` is there and not a boolean.
     #[error("invalid stream field type")]
     StreamType,
@@ -46,7 +49,7 @@ const ITEM_REFERENCE_REQUIRED: &str = "function_call_output requires item_refere
 pub struct ResponsesRequest<'a> {
     /// The model asked for, never empty.
     pub model: Cow<'a, str>,
-    /// Where its values stand, for [`peek::splice`].
+    /// Where its values stand, for [`rewrite`](crate::rewrite::rewrite).
     pub model_spans: Vec<Range<usize>>,
     /// Whether the answer is to be a stream.
     pub stream: bool,
@@ -58,8 +61,17 @@ pub struct ResponsesRequest<'a> {
     pub service_tier: Option<Cow<'a, str>>,
     /// `reasoning.effort`, as written.
     pub reasoning_effort: Option<Cow<'a, str>>,
-    /// Most output tokens the client allows.
+    /// Most output tokens the client allows, if that can be told: given more than once it is the largest.
     pub max_output_tokens: Option<u64>,
+    /// Where the values of `max_output_tokens` stand, whatever they are; none = the client does not limit the output.
+    pub output_limit_spans: Vec<Range<usize>>,
+    /// Whether the provider will read more than stands in the body: files, addresses, what it has stored, what its own
+    /// tools find. What can not be told counts as more.
+    pub hosted: bool,
+    /// Images that stand in the body itself.
+    pub inline_images: u32,
+    /// The provider's own tool for images, if the request brings it.
+    pub image_tool: Option<ImageTool<'a>>,
     /// What tells its conversation where nothing else does.
     pub seed: Seed<'a>,
 }
@@ -82,6 +94,9 @@ pub fn responses(body: &[u8]) -> Result<ResponsesRequest<'_>, Invalid> {
     if seen.model_spans.len() > MODEL_SPANS {
         return Err(Invalid::ModelRepeated);
     }
+    if seen.output_limit_spans.len() > MODEL_SPANS {
+        return Err(Invalid::OutputLimitRepeated);
+    }
     let stream = match seen.stream {
         Field::Absent => false,
         Field::Bool(stream) => stream,
@@ -93,6 +108,10 @@ pub fn responses(body: &[u8]) -> Result<ResponsesRequest<'_>, Invalid> {
     {
         function_call_outputs(input)?;
     }
+    let stored = [&seen.previous_response_id, &seen.conversation, &seen.prompt];
+    let is_given = |field: &&Field<'_>| !matches!(field, Field::Absent | Field::Null);
+    let hosted = seen.content.hosted || stored.iter().any(is_given);
+    let max_output_tokens = output_limit(body, &seen);
     let seed = Seed::of(&seen);
     Ok(ResponsesRequest {
         model,
@@ -102,9 +121,24 @@ pub fn responses(body: &[u8]) -> Result<ResponsesRequest<'_>, Invalid> {
         prompt_cache_key: text(&seen.prompt_cache_key),
         service_tier: text(&seen.service_tier),
         reasoning_effort: text(&seen.reasoning_effort),
-        max_output_tokens: seen.max_output_tokens.as_u64(),
+        max_output_tokens,
+        output_limit_spans: seen.output_limit_spans,
+        hosted,
+        inline_images: seen.content.inline_images,
+        image_tool: seen.content.image_tool,
         seed,
     })
+}
+
+/// The largest of the limits given, so that no reader of the body can come to a larger one; `None` when there is none
+/// or one of them is no whole number.
+fn output_limit(body: &[u8], seen: &Peek<'_>) -> Option<u64> {
+    let mut largest = None;
+    for span in &seen.output_limit_spans {
+        let limit = Field::Number(body.get(span.clone())?).as_u64()?;
+        largest = largest.max(Some(limit));
+    }
+    largest
 }
 
 fn text<'a>(field: &Field<'a>) -> Option<Cow<'a, str>> {
@@ -392,6 +426,7 @@ mod tests {
         assert_eq!(request.service_tier.as_deref(), Some("flex"));
         assert_eq!(request.reasoning_effort.as_deref(), Some("low"));
         assert_eq!(request.max_output_tokens, Some(100));
+        assert_eq!(&body[request.output_limit_spans[0].clone()], b"100");
 
         let request = responses(
             br#"{"model":"m","service_tier":null,"reasoning":"high","max_output_tokens":-1}"#,
@@ -401,5 +436,54 @@ mod tests {
         assert_eq!(request.service_tier, None);
         assert_eq!(request.reasoning_effort, None);
         assert_eq!(request.max_output_tokens, None);
+    }
+
+    #[test]
+    fn of_several_output_limits_the_largest_counts() {
+        for (fields, limit, count) in [
+            (r#""x":1"#, None, 0),
+            (r#""max_output_tokens":16"#, Some(16), 1),
+            (
+                r#""max_output_tokens":160,"max\u005foutput_tokens":16"#,
+                Some(160),
+                2,
+            ),
+            (
+                r#""max_output_tokens":16,"max_output_tokens":null"#,
+                None,
+                2,
+            ),
+            (r#""max_output_tokens":null"#, None, 1),
+            (r#""max_output_tokens":1.5"#, None, 1),
+            (r#""max_output_tokens":"16""#, None, 1),
+        ] {
+            let body = format!(r#"{{"model":"m",{fields}}}"#);
+            let request = responses(body.as_bytes()).unwrap();
+            assert_eq!(request.max_output_tokens, limit, "{body}");
+            assert_eq!(request.output_limit_spans.len(), count, "{body}");
+        }
+        let nine = r#","max_output_tokens":1"#.repeat(9);
+        assert_eq!(
+            message(&format!(r#"{{"model":"m"{nine}}}"#)).as_deref(),
+            Some("max_output_tokens is given more than 8 times")
+        );
+    }
+
+    #[test]
+    fn stored_things_are_hosted() {
+        for (fields, hosted) in [
+            (r#""input":"file_id""#, false),
+            (r#""previous_response_id":"resp_1""#, true),
+            (r#""previous_response_id":null"#, false),
+            (r#""conversation":{"id":"conv_1"}"#, true),
+            (r#""conversation":"conv_1""#, true),
+            (r#""prompt":{"id":"pmpt_1"}"#, true),
+            (r#""prompt":null,"conversation":null"#, false),
+            (r#""tools":[{"type":"web_search"}]"#, true),
+            (r#""input":[{"type":"item_reference","id":"x"}]"#, true),
+        ] {
+            let body = format!(r#"{{"model":"m",{fields}}}"#);
+            assert_eq!(responses(body.as_bytes()).unwrap().hosted, hosted, "{body}");
+        }
     }
 }

@@ -4,7 +4,9 @@
 //! the operator's overrides over them whenever those change, and asks [`Prices::lookup`] once per
 //! request. A name need not be in the map: [`Prices::lookup`] says how a known one is found for it.
 
+mod explain;
 mod fallback;
+pub mod source;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::config::BillingConfig;
+pub use self::explain::{Difference, Found, Origin};
+pub use self::source::Source;
+use crate::config::Config;
 use crate::domain::price::{LongContext, ModelPrice, Price, PriceMap, parse_entry};
 use crate::domain::text::OneLine;
 
@@ -37,18 +41,20 @@ pub enum PriceError {
     Entries(Vec<String>),
 }
 
-/// Why the price map file of the configuration was refused; one mistake a line.
+/// Why a price map file was refused; one mistake a line.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", lines(path, problems))]
+#[error("{}", lines(setting, path, problems))]
 pub struct PriceFileError {
+    /// What in the configuration led to it.
+    pub setting: &'static str,
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it, never empty.
     pub problems: Vec<String>,
 }
 
-fn lines(path: &Path, problems: &[String]) -> String {
-    let line = |problem: &String| format!("billing.prices: {}: {problem}", path.display());
+fn lines(setting: &str, path: &Path, problems: &[String]) -> String {
+    let line = |problem: &String| format!("{setting}: {}: {problem}", path.display());
     problems.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -62,31 +68,12 @@ pub struct Prices {
 }
 
 impl Prices {
-    /// The price map of the configuration: its file, else the built-in one.
+    /// The price map of the configuration; see [`Source`].
     ///
     /// # Errors
-    /// When the file cannot be read, is no price map or prices no model at all.
-    pub fn configured(billing: &BillingConfig) -> Result<Prices, PriceFileError> {
-        let Some(path) = &billing.prices else {
-            return Ok(Prices::built_in());
-        };
-        let refused = |problems| PriceFileError {
-            path: path.clone(),
-            problems,
-        };
-        let json =
-            std::fs::read_to_string(path).map_err(|error| refused(vec![error.to_string()]))?;
-        let prices = Prices::from_json(&json).map_err(|error| match error {
-            PriceError::Entries(mistakes) => refused(mistakes),
-            error @ PriceError::Json(_) => refused(vec![error.to_string()]),
-        })?;
-        if prices.is_empty() {
-            // Every request would be free of charge, and hardly anybody means that.
-            return Err(refused(vec![
-                "no model in it has an input_cost_per_token or output_cost_per_token".to_owned(),
-            ]));
-        }
-        Ok(prices)
+    /// When its file cannot be read, is no price map or prices no model at all.
+    pub fn configured(config: &Config) -> Result<Prices, PriceFileError> {
+        Source::of(config).load()
     }
 
     /// The map this program was built with.

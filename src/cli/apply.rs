@@ -21,8 +21,9 @@ pub struct Options {
     /// Resource files (YAML, several documents each if you like); `-` is standard input.
     #[arg(short = 'f', long = "file", value_name = "RESOURCES", required = true)]
     files: Vec<PathBuf>,
-    /// Disable every group, account, user, key and error passthrough rule that the files do not name,
-    /// kinds they leave out included, and drop price overrides they do not name. History stays.
+    /// Disable every group, account, user, key, subscription, channel and error passthrough rule that
+    /// the files do not name, kinds they leave out included, and drop price overrides they do not name.
+    /// History stays.
     #[arg(long)]
     prune: bool,
     /// Say what would be done, and do nothing.

@@ -248,10 +248,7 @@ async fn ask(mut stream: TcpStream) -> Result<String, Failure> {
 }
 
 async fn record(store: &Store) -> Result<UsageRecordView, Failure> {
-    let filter = UsageFilter {
-        since: Utc::now() - chrono::TimeDelta::minutes(5),
-        user: None,
-    };
+    let filter = UsageFilter::since(Utc::now() - chrono::TimeDelta::minutes(5));
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut page = store.usage_records(&filter, None, 1).await?;

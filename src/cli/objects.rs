@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use chrono::Utc;
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -60,6 +61,39 @@ pub fn groups(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     })?;
     let columns = ["name", "platform", "enabled", "rate_multiplier", "accounts"];
     print(&command, "group", &objects, &columns)
+}
+
+/// `tollgate channels ...`
+pub fn channels(file: Option<&Path>, command: Command) -> Result<(), Failure> {
+    let objects = open::with_store(file, async |store| {
+        Ok(store.list_channels(command.name()).await?)
+    })?;
+    let columns = [
+        "name",
+        "enabled",
+        "groups",
+        "restrict_models",
+        "billing_model_source",
+    ];
+    print(&command, "channel", &objects, &columns)
+}
+
+/// `tollgate subscriptions ...`
+pub fn subscriptions(file: Option<&Path>, command: Command) -> Result<(), Failure> {
+    let tz = open::config(file)?.timezone;
+    let objects = open::with_store(file, async |store| {
+        let name = command.name();
+        Ok(store.list_subscriptions(name, Utc::now(), tz).await?)
+    })?;
+    let columns = [
+        "name",
+        "enabled",
+        "status",
+        "usable",
+        "starts_at",
+        "expires_at",
+    ];
+    print(&command, "subscription", &objects, &columns)
 }
 
 /// `tollgate rules ...`

@@ -21,8 +21,15 @@ pub fn list<T: Serialize>(objects: &[T], columns: &[&str], json: bool) -> Result
     if json {
         return write_out(&format!("{}\n", serde_json::to_string_pretty(objects)?));
     }
+    write_out(&rows(objects.iter(), columns)?)
+}
+
+/// A table of `columns` of these objects' fields.
+pub fn rows<'a, T: Serialize + 'a>(
+    objects: impl Iterator<Item = &'a T>,
+    columns: &[&str],
+) -> Result<String, Failure> {
     let rows = objects
-        .iter()
         .map(|object| {
             let value = serde_json::to_value(object)?;
             Ok(columns
@@ -31,7 +38,7 @@ pub fn list<T: Serialize>(objects: &[T], columns: &[&str], json: bool) -> Result
                 .collect())
         })
         .collect::<Result<Vec<Vec<String>>, serde_json::Error>>()?;
-    write_out(&table(columns, &rows))
+    Ok(table(columns, &rows))
 }
 
 /// Prints one object: all its fields, as JSON or one a line.

@@ -1,13 +1,18 @@
 //! `tollgate usage` and `tollgate usage records`
 
+mod moment;
+
 use std::path::Path;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
+use chrono_tz::Tz;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::ledger::{Entry, answer};
 use super::open::{self, Failure};
-use super::table;
-use crate::storage::{UsageBy, UsageFilter};
+use super::{csv, table};
+use crate::storage::{UsageBy, UsageFilter, UsageRecordView};
+use moment::Moment;
 
 /// Records fetched at a time.
 const PAGE: u64 = 1_000;
@@ -16,35 +21,90 @@ const PAGE: u64 = 1_000;
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
-    /// Single requests instead of totals.
+    /// About single requests instead of totals.
     #[command(subcommand)]
-    records: Option<Records>,
-    /// How far back: 30m, 24h, 7d, or a moment such as 2026-11-01T00:00:00Z.
-    #[arg(long, default_value = "24h", value_parser = since)]
-    since: DateTime<Utc>,
+    single: Option<Single>,
+    #[command(flatten)]
+    wanted: Wanted,
     /// One line for each of these.
     #[arg(long)]
     by: Option<By>,
+    #[command(flatten)]
+    form: Form,
+}
+
+/// `usage records` and `usage refund`
+#[derive(Debug, Subcommand)]
+enum Single {
+    /// Give back what a request was charged, once: to the balance, if that paid. The key's used quota
+    /// and the running windows it was counted in are lowered by it, too.
+    Refund {
+        /// The request's `request_id`, which is its `x-request-id`.
+        request_id: String,
+        /// What goes with the entry.
+        #[command(flatten)]
+        entry: Entry,
+    },
+    /// One request a line, oldest first.
+    Records {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// As JSON, one object a line with all fields; as CSV with all fields.
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
+/// Which requests.
+#[derive(Debug, Args)]
+struct Wanted {
+    /// How far back: 30m, 24h, 7d, a day such as 2026-11-01, or a moment such as 2026-11-01T00:00:00Z.
+    #[arg(long, default_value = "24h", value_parser = Moment::parse)]
+    since: Moment,
+    /// Only what arrived before: the same forms; a day is meant to its end.
+    #[arg(long, value_parser = Moment::parse)]
+    until: Option<Moment>,
+    /// Only this user's.
+    #[arg(long)]
+    user: Option<String>,
+    /// Only with this API key.
+    #[arg(long)]
+    key: Option<String>,
+    /// Only where this account made the last attempt.
+    #[arg(long)]
+    account: Option<String>,
+    /// Only billed as this model.
+    #[arg(long)]
+    model: Option<String>,
+    /// Only in this group.
+    #[arg(long)]
+    group: Option<String>,
+}
+
+impl Wanted {
+    fn filter(&self, tz: Tz) -> UsageFilter {
+        let now = Utc::now();
+        UsageFilter {
+            since: self.since.begin(now, tz),
+            until: self.until.map(|moment| moment.end(now, tz)),
+            user: self.user.clone(),
+            key: self.key.clone(),
+            account: self.account.clone(),
+            model: self.model.clone(),
+            group: self.group.clone(),
+        }
+    }
+}
+
+/// How it is written.
+#[derive(Clone, Copy, Debug, Args)]
+struct Form {
     /// JSON instead of a table.
     #[arg(long)]
     json: bool,
-}
-
-/// `usage records`
-#[derive(Debug, Subcommand)]
-enum Records {
-    /// One request a line, oldest first.
-    Records {
-        /// How far back: 30m, 24h, 7d, or a moment such as 2026-11-01T00:00:00Z.
-        #[arg(long, default_value = "24h", value_parser = since)]
-        since: DateTime<Utc>,
-        /// Only this user's.
-        #[arg(long)]
-        user: Option<String>,
-        /// One JSON object a line, with all fields.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Comma-separated values instead of a table, with all fields and a header.
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
 }
 
 /// What totals are grouped by.
@@ -55,77 +115,91 @@ enum By {
     Account,
     Model,
     Group,
+    /// Of the configured time zone.
+    Day,
 }
 
-impl From<By> for UsageBy {
-    fn from(by: By) -> UsageBy {
-        match by {
+impl By {
+    fn in_zone(self, tz: Tz) -> UsageBy {
+        match self {
             By::User => UsageBy::User,
             By::Key => UsageBy::Key,
             By::Account => UsageBy::Account,
             By::Model => UsageBy::Model,
             By::Group => UsageBy::Group,
+            By::Day => UsageBy::Day(tz),
         }
     }
-}
-
-fn since(text: &str) -> Result<DateTime<Utc>, String> {
-    if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
-        return Ok(moment.with_timezone(&Utc));
-    }
-    let wrong = || "write a span such as 30m, 24h, 7d or a moment such as 2026-11-01T00:00:00Z";
-    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let count: i64 = text[..at].parse().map_err(|_| wrong())?;
-    let seconds = match &text[at..] {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        "w" => 604_800,
-        _ => return Err(wrong().to_owned()),
-    };
-    count
-        .checked_mul(seconds)
-        .and_then(TimeDelta::try_seconds)
-        .and_then(|span| Utc::now().checked_sub_signed(span))
-        .ok_or_else(|| "that is too long ago".to_owned())
 }
 
 /// Runs it.
 pub fn run(file: Option<&Path>, options: &Options) -> Result<(), Failure> {
-    match &options.records {
-        Some(Records::Records { since, user, json }) => {
-            let filter = UsageFilter {
-                since: *since,
-                user: user.clone(),
-            };
-            records(file, &filter, *json)
+    let tz = open::config(file)?.timezone;
+    match &options.single {
+        Some(Single::Refund { request_id, entry }) => refund(file, request_id, entry, tz),
+        Some(Single::Records { wanted, form }) => records(file, &wanted.filter(tz), *form),
+        None => {
+            let by = options.by.map(|by| by.in_zone(tz));
+            totals(file, &options.wanted.filter(tz), by, options.form)
         }
-        None => totals(file, options),
     }
 }
 
-fn totals(file: Option<&Path>, options: &Options) -> Result<(), Failure> {
-    let totals = open::with_store(file, async |store| {
-        let by = options.by.map(UsageBy::from);
-        Ok(store.usage_totals(options.since, by).await?)
+fn refund(file: Option<&Path>, request_id: &str, entry: &Entry, tz: Tz) -> Result<(), Failure> {
+    let posting = entry.posting("usage refund");
+    let posted = open::with_store(file, async |store| {
+        Ok(store.refund(request_id, posting, tz).await?)
     })?;
-    let mut columns = vec![
+    let done = format!("gave {} USD back to {}", posted.amount, posted.user);
+    table::write_out(&answer(&done, &posted))
+}
+
+fn totals(
+    file: Option<&Path>,
+    filter: &UsageFilter,
+    by: Option<UsageBy>,
+    form: Form,
+) -> Result<(), Failure> {
+    const ALL: [&str; 13] = [
+        "name",
+        "requests",
+        "input_tokens",
+        "output_tokens",
+        "cache_creation_tokens",
+        "cache_creation_5m_tokens",
+        "cache_creation_1h_tokens",
+        "cache_read_tokens",
+        "image_output_tokens",
+        "image_count",
+        "unpriced",
+        "cost",
+        "charge",
+    ];
+    const TABLE: [&str; 9] = [
+        "name",
         "requests",
         "input_tokens",
         "output_tokens",
         "cache_creation_tokens",
         "cache_read_tokens",
+        "unpriced",
         "cost",
         "charge",
     ];
-    if options.by.is_some() {
-        columns.insert(0, "name");
+    let totals = open::with_store(file, async |store| {
+        Ok(store.usage_totals(filter, by).await?)
+    })?;
+    // Of everything together there is no name.
+    let first = usize::from(by.is_none());
+    if form.csv {
+        let columns = &ALL[first..];
+        csv::header(columns)?;
+        return csv::rows(&totals, columns);
     }
-    table::list(&totals, &columns, options.json)
+    table::list(&totals, &TABLE[first..], form.json)
 }
 
-fn records(file: Option<&Path>, filter: &UsageFilter, json: bool) -> Result<(), Failure> {
+fn records(file: Option<&Path>, filter: &UsageFilter, form: Form) -> Result<(), Failure> {
     const COLUMNS: [&str; 12] = [
         "created_at",
         "request_id",
@@ -140,6 +214,9 @@ fn records(file: Option<&Path>, filter: &UsageFilter, json: bool) -> Result<(), 
         "charge",
         "duration_ms",
     ];
+    if form.csv {
+        csv::header(&UsageRecordView::FIELDS)?;
+    }
     open::with_store(file, async |store| {
         let mut cursor = None;
         let mut all = Vec::new();
@@ -147,8 +224,10 @@ fn records(file: Option<&Path>, filter: &UsageFilter, json: bool) -> Result<(), 
             let page = store.usage_records(filter, cursor, PAGE).await?;
             let Some(last) = page.last() else { break };
             cursor = Some(last.cursor());
-            if json {
-                // Written page by page: there may be millions.
+            // Written page by page: there may be millions.
+            if form.csv {
+                csv::rows(&page, &UsageRecordView::FIELDS)?;
+            } else if form.json {
                 let mut lines = String::new();
                 for record in &page {
                     lines.push_str(&serde_json::to_string(record)?);
@@ -159,32 +238,9 @@ fn records(file: Option<&Path>, filter: &UsageFilter, json: bool) -> Result<(), 
                 all.extend(page);
             }
         }
-        if !json {
+        if !form.csv && !form.json {
             table::list(&all, &COLUMNS, false)?;
         }
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_and_moments() {
-        let near = |text: &str, seconds: i64| {
-            let span = Utc::now() - since(text).unwrap();
-            assert!((span.num_seconds() - seconds).abs() <= 1, "{text}: {span}");
-        };
-        near("30m", 1_800);
-        near("24h", 86_400);
-        near("7d", 604_800);
-        assert_eq!(
-            since("2026-11-01T00:00:00Z").unwrap().timestamp(),
-            1_793_491_200
-        );
-        for wrong in ["", "24", "h", "1y", "-1h", "99999999999999d"] {
-            assert!(since(wrong).is_err(), "{wrong}");
-        }
-    }
 }

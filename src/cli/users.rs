@@ -1,9 +1,11 @@
 //! `tollgate users ...`
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
+use super::ledger::{Entry, answer};
 use super::open::{self, Failure};
 use super::{objects, table};
 use crate::domain::Money;
@@ -15,12 +17,21 @@ pub enum Command {
     #[command(flatten)]
     Objects(objects::Command),
     /// Add to a user's balance, with a ledger entry.
-    Credit {
-        /// The user's name.
-        name: String,
-        /// USD as a decimal, e.g. 25.00.
-        amount: String,
-    },
+    Credit(Correction),
+    /// Take from a user's balance, with an adjustment in the ledger. It may go below zero.
+    Debit(Correction),
+}
+
+/// Whose balance is corrected, and by how much.
+#[derive(Debug, Args)]
+pub struct Correction {
+    /// The user's name.
+    name: String,
+    /// USD as a decimal, e.g. 25.00.
+    amount: String,
+    /// What goes with the entry.
+    #[command(flatten)]
+    entry: Entry,
 }
 
 /// Runs one.
@@ -28,7 +39,7 @@ pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     match command {
         Command::Objects(command) => {
             let users = open::with_store(file, async |store| {
-                Ok(store.list_users(command.name()).await?)
+                Ok(store.list_users(command.name(), &HashMap::new()).await?)
             })?;
             let columns = [
                 "name",
@@ -40,22 +51,47 @@ pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
             ];
             objects::print(&command, "user", &users, &columns)
         }
-        Command::Credit { name, amount } => {
-            let amount: Money = amount.parse().map_err(|error| {
-                Failure::Message(format!(
-                    "{amount:?} is no amount: {error}; write USD as a decimal such as 25.00"
-                ))
-            })?;
-            if !amount.is_positive() {
-                return Err(Failure::Message(format!(
-                    "a credit must be more than 0, not {amount}"
-                )));
-            }
-            let balance =
-                open::with_store(file, async |store| Ok(store.credit(&name, amount).await?))?;
-            table::write_out(&format!(
-                "credited {amount} USD to {name}; the balance is {balance} USD\n"
-            ))
-        }
+        Command::Credit(correction) => correct(file, &correction, true),
+        Command::Debit(correction) => correct(file, &correction, false),
     }
+}
+
+fn correct(file: Option<&Path>, correction: &Correction, credit: bool) -> Result<(), Failure> {
+    let Correction {
+        name,
+        amount,
+        entry,
+    } = correction;
+    let amount: Money = amount.parse().map_err(|error| {
+        Failure::Message(format!(
+            "{amount:?} is no amount: {error}; write USD as a decimal such as 25.00"
+        ))
+    })?;
+    let (a_what, done, command) = if credit {
+        (
+            "a credit",
+            format!("credited {amount} USD to"),
+            "users credit",
+        )
+    } else {
+        (
+            "a debit",
+            format!("debited {amount} USD from"),
+            "users debit",
+        )
+    };
+    if !amount.is_positive() {
+        return Err(Failure::Message(format!(
+            "{a_what} must be more than 0, not {amount}"
+        )));
+    }
+    let posting = entry.posting(command);
+    let posted = open::with_store(file, async |store| {
+        Ok(if credit {
+            store.credit(name, amount, posting).await?
+        } else {
+            store.debit(name, amount, posting).await?
+        })
+    })?;
+    table::write_out(&answer(&format!("{done} {name}"), &posted))
 }

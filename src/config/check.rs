@@ -254,7 +254,7 @@ fn prices_file(field: &Field<'_>) -> Option<PathBuf> {
 }
 
 /// A name of the time zone database.
-fn timezone(field: &Field<'_>) -> Option<Tz> {
+pub(super) fn timezone(field: &Field<'_>) -> Option<Tz> {
     const EXPECTED: &str = "UTC, or a name of the time zone database such as Europe/Berlin";
     let text = field.text(EXPECTED)?;
     if let Ok(zone) = text.parse() {

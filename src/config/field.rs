@@ -281,6 +281,11 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Whether it is this text.
+    pub(super) fn is_text(&self, wanted: &str) -> bool {
+        matches!(self.node, Node::Text(text) | Node::Word(text) | Node::Number { text, .. } if text == wanted)
+    }
+
     /// `true` or `false`.
     pub(super) fn flag(&self) -> Option<bool> {
         match self.node {

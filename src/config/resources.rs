@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use tollgate_filters::passthrough::Rule;
 
+pub(crate) use references::unused_subscription;
 pub use references::{Kind, Reference};
 
 use crate::domain::price::PriceMap;
 use crate::domain::{
-    AccountType, Credentials, ModelMapping, Money, Multiplier, Platform, Secret, SubscriptionType,
+    AccountType, BillingModelSource, ChannelPrice, Credentials, ModelMapping, Money, Multiplier,
+    Platform, Secret, SubscriptionStatus, SubscriptionType,
 };
 
 /// Everything the resource files name.
@@ -26,6 +28,10 @@ pub struct Resources {
     pub users: Vec<UserResource>,
     /// `api_keys:`
     pub api_keys: Vec<ApiKeyResource>,
+    /// `subscriptions:`
+    pub subscriptions: Vec<SubscriptionResource>,
+    /// `channels:`
+    pub channels: Vec<ChannelResource>,
     /// `error_passthrough_rules:`
     pub error_passthrough_rules: Vec<Rule>,
     /// `prices:`; overrides of the price map.
@@ -132,4 +138,47 @@ pub struct ApiKeyResource {
     pub ip_allow: Vec<String>,
     /// Plain IPs or CIDRs, as written.
     pub ip_deny: Vec<String>,
+}
+
+/// One entry of `subscriptions:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubscriptionResource {
+    /// Name of the user who has it.
+    pub user: String,
+    /// Name of the group it is to; one for each pair.
+    pub group: String,
+    /// `false` = refused, whatever its status.
+    pub enabled: bool,
+    /// Usable from then on; `None` = from when it is first applied.
+    pub starts_at: Option<DateTime<Utc>>,
+    /// Not usable from then on.
+    pub expires_at: DateTime<Utc>,
+    /// The operator's word.
+    pub status: SubscriptionStatus,
+}
+
+impl SubscriptionResource {
+    /// The name it is listed under.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.user, self.group)
+    }
+}
+
+/// One entry of `channels:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChannelResource {
+    /// Unique name.
+    pub name: String,
+    /// `false` = its groups are as without it.
+    pub enabled: bool,
+    /// Names of its groups; a group has at most one channel.
+    pub groups: Vec<String>,
+    /// By platform, keys in lower case.
+    pub model_mapping: BTreeMap<Platform, ModelMapping>,
+    /// Only models with a price of the channel's own may be used.
+    pub restrict_models: bool,
+    /// Which name is billed.
+    pub billing_model_source: BillingModelSource,
+    /// In the order written.
+    pub prices: Vec<ChannelPrice>,
 }

@@ -3,9 +3,12 @@
 
 mod access;
 mod accounts;
+mod channel_prices;
+mod channels;
 mod groups;
 mod options;
 mod rules;
+mod subscriptions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -31,8 +34,6 @@ const KINDS: &[&str] = &[
     "error_passthrough_rules",
     "prices",
 ];
-/// Kinds that this version does not have yet. Ignoring them would promise what is not kept.
-const LATER_KINDS: [&str; 2] = ["subscriptions", "channels"];
 
 /// What a warning says about a field that this version keeps but does not act on.
 const NOT_ENFORCED: &str = "stored, but not enforced by this version";
@@ -97,6 +98,7 @@ fn check(
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
+    warnings.extend(resources.unused_subscriptions());
     if resources == Resources::default() {
         warnings.push("the files name no resources at all".to_string());
     }
@@ -125,13 +127,12 @@ fn read_document<'a>(table: &Table<'a>, resources: &mut Resources, names: &mut N
             .error_passthrough_rules
             .extend(rules::rule(&item, names));
     }
-    for kind in LATER_KINDS {
-        if let Some(field) = table.get(kind).filter(|field| !field.is_empty()) {
-            field.bad(
-                format!("{kind} are not supported by this version"),
-                "an empty list, or no such key",
-            );
-        }
+    for item in each("subscriptions", "subscriptions") {
+        let subscription = subscriptions::subscription(&item, names);
+        resources.subscriptions.extend(subscription);
+    }
+    for item in each("channels", "channels") {
+        resources.channels.extend(channels::channel(&item, names));
     }
     if let Some(field) = table.get("prices") {
         prices(&field, &mut resources.prices, names);

@@ -1,8 +1,10 @@
 //! Accounts: one provider credential each, that requests are sent through.
 
 pub mod options;
+pub mod quota;
 
 use chrono::{DateTime, Utc};
+use quota::AccountQuota;
 use tollgate_filters::verdict::ErrorPolicy;
 
 use super::{AccountId, Condition, ConditionKind, GroupId, ModelMapping};
@@ -80,6 +82,8 @@ pub struct Account {
     pub proxy: Option<Secret>,
     /// How its upstream errors are taken: [`options::error_policy`] of `extra`.
     pub error_policy: ErrorPolicy,
+    /// What may be used through it: [`options::account_quota`] of `extra`.
+    pub quota: AccountQuota,
     /// Options named as in the specification.
     pub extra: serde_json::Map<String, serde_json::Value>,
     /// Taken out by `tollgate accounts pause`.
@@ -124,6 +128,8 @@ pub enum AccountStatus {
     Overloaded,
     /// [`ConditionKind::TempUnschedulable`], and that ends last.
     TempUnschedulable,
+    /// [`ConditionKind::QuotaExhausted`], and that ends last.
+    QuotaExhausted,
     /// Behind the others: [`ConditionKind::Failing`].
     Failing,
     /// None of these.
@@ -183,7 +189,8 @@ fn rank(kind: ConditionKind) -> u8 {
         ConditionKind::Error => 0,
         ConditionKind::RateLimited
         | ConditionKind::Overloaded
-        | ConditionKind::TempUnschedulable => 1,
+        | ConditionKind::TempUnschedulable
+        | ConditionKind::QuotaExhausted => 1,
         ConditionKind::Failing => 2,
     }
 }
@@ -195,6 +202,7 @@ impl From<ConditionKind> for AccountStatus {
             ConditionKind::Overloaded => AccountStatus::Overloaded,
             ConditionKind::TempUnschedulable => AccountStatus::TempUnschedulable,
             ConditionKind::Error => AccountStatus::Error,
+            ConditionKind::QuotaExhausted => AccountStatus::QuotaExhausted,
             ConditionKind::Failing => AccountStatus::Failing,
         }
     }
@@ -247,6 +255,11 @@ mod tests {
                 fine,
                 vec![condition(K::Overloaded, Some(21)), limited.clone()],
                 (S::Overloaded, Some(at(21))),
+            ),
+            (
+                fine,
+                vec![limited.clone(), condition(K::QuotaExhausted, None)],
+                (S::QuotaExhausted, None),
             ),
             (
                 fine,

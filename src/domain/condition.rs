@@ -19,17 +19,20 @@ pub enum ConditionKind {
     TempUnschedulable,
     /// Refused for good: out until `tollgate accounts resume`.
     Error,
+    /// One of the quotas that its operator gave it is used up (`quota_limit` and its kin).
+    QuotaExhausted,
     /// Failed lately (5xx, transport): chosen only when no other account is left.
     Failing,
 }
 
 impl ConditionKind {
     /// All of them.
-    pub const ALL: [ConditionKind; 5] = [
+    pub const ALL: [ConditionKind; 6] = [
         ConditionKind::RateLimited,
         ConditionKind::Overloaded,
         ConditionKind::TempUnschedulable,
         ConditionKind::Error,
+        ConditionKind::QuotaExhausted,
         ConditionKind::Failing,
     ];
 
@@ -40,6 +43,7 @@ impl ConditionKind {
             ConditionKind::Overloaded => "overloaded",
             ConditionKind::TempUnschedulable => "temp_unschedulable",
             ConditionKind::Error => "error",
+            ConditionKind::QuotaExhausted => "quota_exhausted",
             ConditionKind::Failing => "failing",
         }
     }

@@ -94,7 +94,29 @@ pub fn parse_decimal(text: &str, digits: u32) -> Result<i128, DecimalError> {
     Ok(if negative { -value } else { value })
 }
 
-fn format_decimal(value: i128, digits: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// A whole number of `10^-digits` units, displayed as the shortest decimal: the inverse of
+/// [`parse_decimal`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decimal {
+    value: i128,
+    digits: u32,
+}
+
+impl Decimal {
+    /// `value` units of `10^-digits`; at most 38 digits.
+    pub const fn new(value: i128, digits: u32) -> Decimal {
+        Decimal { value, digits }
+    }
+}
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        format_decimal(self.value, self.digits, f)
+    }
+}
+
+/// Writes an integer of `10^-digits` units as a decimal text.
+pub(super) fn format_decimal(value: i128, digits: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let unit = 10i128.pow(digits);
     let (sign, value) = (if value < 0 { "-" } else { "" }, value.unsigned_abs());
     let unit = unit.unsigned_abs();

@@ -4,11 +4,12 @@
 //! `prices:` of the resources are both read with it.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::money::{DecimalError, parse_decimal};
+use super::money::{DecimalError, Money, format_decimal, parse_decimal};
 
 /// Decimal digits of a dollar that [`Price`] holds.
 const PRICE_DIGITS: u32 = 15;
@@ -22,6 +23,20 @@ const FINE_DIGITS: u32 = 33;
 )]
 #[serde(transparent)]
 pub struct Price(pub i64);
+
+impl Price {
+    /// What a million of them cost, exactly: a femto-dollar a million times is a nano-dollar.
+    pub const fn per_million(self) -> Money {
+        Money(self.0)
+    }
+}
+
+impl fmt::Display for Price {
+    /// As a decimal number of dollars.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        format_decimal(i128::from(self.0), PRICE_DIGITS, f)
+    }
+}
 
 /// What every input and output token of a request costs once its context (input + cache read) is
 /// longer than a threshold. `None` = as below the threshold. Cache prices do not change.
@@ -65,6 +80,12 @@ pub struct ModelPrice {
     pub output_image_token: Option<Price>,
     /// Prices of long requests.
     pub long_context: Option<LongContext>,
+    /// Most tokens the model reads, where the price map says so; never zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_input_tokens: Option<u64>,
+    /// Most tokens the model writes, where the price map says so; never zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_output_tokens: Option<u64>,
 }
 
 /// Fields of an entry that say nothing of its price but are in the price map; conf/update-prices.py
@@ -131,7 +152,7 @@ pub type PriceMap = HashMap<String, ModelPrice>;
 /// `Ok(None)`: the entry has neither an input nor an output price, so it prices no tokens. A price
 /// is a number or a decimal string in US dollars, read through its text; what is finer than a
 /// femto-dollar is rounded to the nearest. `null` is the same as leaving the field out, and fields
-/// that are no prices of ours are passed over.
+/// that are no prices of ours are passed over. A limit that is no positive whole number is unknown.
 ///
 /// # Errors
 /// Names the first field whose price is no number, negative or out of range, and why.
@@ -154,6 +175,8 @@ pub fn parse_entry(entry: &Map<String, Value>) -> Result<Option<ModelPrice>, Str
         output_image: price("output_cost_per_image")?,
         output_image_token: price("output_cost_per_image_token")?,
         long_context: None,
+        max_input_tokens: limit(entry, "max_input_tokens"),
+        max_output_tokens: limit(entry, "max_output_tokens"),
     };
     // The lowest threshold counts, should an entry ever carry several.
     let Some(thousands) = entry
@@ -175,6 +198,7 @@ pub fn parse_entry(entry: &Map<String, Value>) -> Result<Option<ModelPrice>, Str
         input,
         output,
         input_priority: above("input", "_priority")?
+            // None of its own: the surcharge stacks with the tier.
             .or_else(|| in_proportion(model.input_priority, model.input, input)),
         output_priority: above("output", "_priority")?
             .or_else(|| in_proportion(model.output_priority, model.output, output)),
@@ -184,6 +208,16 @@ pub fn parse_entry(entry: &Map<String, Value>) -> Result<Option<ModelPrice>, Str
         ..model
     };
     Ok((model.input.is_some() || model.output.is_some()).then_some(model))
+}
+
+/// A number of tokens; the published maps write some as text.
+fn limit(entry: &Map<String, Value>, field: &str) -> Option<u64> {
+    let tokens = match entry.get(field)? {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    tokens.filter(|tokens| *tokens > 0)
 }
 
 /// `272` of `input_cost_per_token_above_272k_tokens`.
@@ -198,9 +232,10 @@ fn threshold_thousands(field: &str) -> Option<u64> {
         .filter(|n: &u64| known && *n <= 1_000_000_000 && n.to_string() == thousands)
 }
 
-/// A tier's price above the threshold where the entry gives none: the surcharge stacks with the
-/// tier, so it grows as the normal price does. Rounded to the nearest femto-dollar.
-fn in_proportion(
+/// What `tier` becomes when `normal` becomes `normal_above`: a surcharge grows as the price it is laid
+/// on does. Rounded to the nearest femto-dollar. `None` where a price is missing or the normal one is
+/// zero.
+pub fn in_proportion(
     tier: Option<Price>,
     normal: Option<Price>,
     normal_above: Option<Price>,
@@ -261,7 +296,8 @@ mod tests {
                 "input_cost_per_token_priority": 5e-06, "output_cost_per_token_priority": 3e-05,
                 "cache_read_input_token_cost_priority": 5e-07,
                 "output_cost_per_image": 0.134, "output_cost_per_image_token": 0,
-                "mode": "chat", "max_tokens": 128000, "supports_vision": true}"#,
+                "mode": "chat", "max_tokens": 128000, "max_input_tokens": 200000,
+                "max_output_tokens": "64000", "supports_vision": true}"#,
         );
         let price = |femtos| Some(Price(femtos));
         assert_eq!(
@@ -278,8 +314,27 @@ mod tests {
                 output_image: price(134_000_000_000_000),
                 output_image_token: price(0),
                 long_context: None,
+                max_input_tokens: Some(200_000),
+                max_output_tokens: Some(64_000),
             }))
         );
+    }
+
+    #[test]
+    fn a_limit_that_is_no_number_of_tokens_is_unknown() {
+        for (text, limit) in [
+            ("1", Some(1)),
+            ("\"8192\"", Some(8192)),
+            ("0", None),
+            ("-1", None),
+            ("1.5", None),
+            ("null", None),
+            ("\"many\"", None),
+        ] {
+            let json = format!(r#"{{"input_cost_per_token": 1, "max_output_tokens": {text}}}"#);
+            let model = parse(&json).unwrap().unwrap();
+            assert_eq!(model.max_output_tokens, limit, "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The usage record: what one request used and what it costs. Immutable once written.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use tollgate_filters::usage::TokenUsage;
 
 use super::{AccountId, ApiKeyId, GroupId, Money, Multiplier, Platform, PricingMode, UserId};
@@ -187,13 +187,20 @@ pub struct UsageRecord {
 }
 
 impl UsageRecord {
-    /// When the request ended: the moment at which its charge counts towards windows.
+    /// When the request ended: the moment at which its charge counts towards windows. In whole
+    /// milliseconds, as everything that is stored: what is counted in memory and what is read back
+    /// from the database begin at the same moment.
     pub fn settled_at(&self) -> DateTime<Utc> {
+        let whole = TimeDelta::milliseconds(1);
+        let began = self
+            .created_at
+            .duration_trunc(whole)
+            .unwrap_or(self.created_at);
         let span = i64::try_from(self.duration_ms)
             .ok()
             .and_then(TimeDelta::try_milliseconds);
-        span.and_then(|span| self.created_at.checked_add_signed(span))
-            .unwrap_or(self.created_at)
+        span.and_then(|span| began.checked_add_signed(span))
+            .unwrap_or(began)
     }
 
     /// What the account's quotas count.

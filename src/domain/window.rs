@@ -40,6 +40,14 @@ impl WindowKind {
         }
     }
 
+    /// The window of that name, if there is one.
+    pub fn parse(name: &str) -> Option<WindowKind> {
+        use WindowKind::{Day, FiveHours, Month, Week};
+        [FiveHours, Day, Week, Month]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
+    }
+
     /// Local days it lasts; `None` for the one that is counted in hours.
     const fn days(self) -> Option<u64> {
         match self {
@@ -72,9 +80,15 @@ impl WindowKind {
     }
 }
 
-/// The first moment of a local day. Where daylight saving skips midnight, that is when the clocks go on.
-fn midnight(date: NaiveDate, tz: Tz) -> Option<DateTime<Utc>> {
-    let start = date.and_hms_opt(0, 0, 0)?;
+/// The first moment of a local day.
+pub fn midnight(date: NaiveDate, tz: Tz) -> Option<DateTime<Utc>> {
+    local_hour(date, 0, tz)
+}
+
+/// When it is this hour (0 to 23) on a local day, for the first time. Where daylight saving skips it, that
+/// is when the clocks go on.
+pub(super) fn local_hour(date: NaiveDate, hour: u32, tz: Tz) -> Option<DateTime<Utc>> {
+    let start = date.and_hms_opt(hour, 0, 0)?;
     // No gap is known to be longer than a day; clocks change by quarters of an hour.
     (0..96).find_map(|quarters| {
         let local = start.checked_add_signed(TimeDelta::minutes(15 * quarters))?;
@@ -108,8 +122,12 @@ impl Window {
     }
 
     /// Counts a charge made at `at`; a window that is over begins anew with it. A charge from before the
-    /// window began (settled late) counts in it, too: never too little.
+    /// window began (settled late) counts in it, too: never too little. A charge of nothing begins no
+    /// window.
     pub fn add(&mut self, kind: WindowKind, charge: Money, at: DateTime<Utc>, tz: Tz) {
+        if charge == Money::ZERO {
+            return;
+        }
         if self.resets_at(kind, tz).is_none_or(|end| at >= end) {
             self.start = Some(kind.start(at, tz));
             self.used = Money::ZERO;
@@ -156,6 +174,8 @@ mod tests {
         let (kind, tz) = (WindowKind::FiveHours, Tz::UTC);
         let mut window = Window::default();
         let first = at("2026-11-25T10:00:00Z");
+        window.add(kind, Money(0), first - TimeDelta::hours(1), tz);
+        assert_eq!(window, Window::default(), "nothing begins nothing");
         assert_eq!(window.used_at(kind, first, tz), Money(0));
         window.add(kind, Money(3), first, tz);
         window.add(kind, Money(4), first + TimeDelta::hours(4), tz);

@@ -2,19 +2,22 @@
 //! within a second.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Mutex;
 
 use super::metrics::JobMetrics;
+use crate::billing::book::{Payer, Pays};
 use crate::billing::price_map::Prices;
+use crate::domain::{Account, ConditionKind};
 use crate::proxy::Rooms;
 use crate::proxy::snapshot::Snapshot;
+use crate::scheduler::effect::quota_change;
 use crate::storage::{StorageError, Store};
 
 /// Between looks at the change counter: one small read each.
@@ -30,16 +33,20 @@ pub struct Follower {
     money: Arc<Mutex<()>>,
     turn: Arc<Mutex<()>>,
     stale: Arc<AtomicBool>,
+    /// The last entry of the ledger whose reversals are counted in the book.
+    reversed: Arc<AtomicI64>,
     metrics: JobMetrics,
 }
 
 impl Follower {
-    /// A follower of `store`. `money` is shared with whoever writes balances.
+    /// A follower of `store`. `money` is shared with whoever writes balances; `reversed` is the last entry of
+    /// the ledger that the windows in memory reflect.
     pub fn new(
         store: Store,
         rooms: Arc<Rooms>,
         prices: Arc<arc_swap::ArcSwap<Prices>>,
         money: Arc<Mutex<()>>,
+        reversed: i64,
         metrics: JobMetrics,
     ) -> Follower {
         Follower {
@@ -49,6 +56,7 @@ impl Follower {
             money,
             turn: Arc::default(),
             stale: Arc::default(),
+            reversed: Arc::new(AtomicI64::new(reversed)),
             metrics,
         }
     }
@@ -64,7 +72,8 @@ impl Follower {
             let _money = self.money.lock().await;
             let balances = self.store.balances().await?;
             let spent = self.store.key_spend().await?;
-            self.rooms.balances.refresh(balances, spent);
+            self.rooms.book.refresh(balances, spent);
+            self.take_back().await?;
         }
         for account in directory.accounts() {
             if let Some(resumed) = account.resumed_at
@@ -77,6 +86,9 @@ impl Follower {
                 log::warn!("account {:?} stays cooled down: {error}", account.name);
             }
         }
+        for account in directory.accounts() {
+            self.follow_quota(account).await;
+        }
         let snapshot = Snapshot::new(directory, &self.prices.load());
         self.rooms.snapshot.store(Arc::new(snapshot));
         // Requests in line look again: an account may have been added, or a limit raised.
@@ -84,6 +96,51 @@ impl Follower {
         self.stale.store(false, Ordering::Relaxed);
         self.metrics.reloads.inc();
         Ok(())
+    }
+
+    /// Charges that were given back by a command leave the windows they were counted in.
+    async fn take_back(&self) -> Result<(), StorageError> {
+        let reversals = self
+            .store
+            .reversals(self.reversed.load(Ordering::Relaxed))
+            .await?;
+        for counted in reversals.charges {
+            let Some(pays) = Pays::of(counted.billing_type) else {
+                continue;
+            };
+            let payer = Payer {
+                user: counted.user,
+                key: counted.key,
+                group: counted.group,
+                pays,
+            };
+            let book = &self.rooms.book;
+            book.reversed(&payer, counted.charge, counted.at);
+        }
+        self.reversed.store(reversals.upto, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A quota that the operator has changed, or an account that was resumed: it may be chosen again, or
+    /// not any more.
+    async fn follow_quota(&self, account: &Account) {
+        let now = Utc::now();
+        let (state, id) = (&self.rooms.state, account.id);
+        let exhausted = self.rooms.quotas.exhausted(account, now);
+        let change = quota_change(state.conditions().of(id), exhausted.as_ref(), now);
+        let mut done = Ok(());
+        if change.lift {
+            // What began in this very moment as well.
+            let before = now + TimeDelta::milliseconds(1);
+            let lifted = state.lift_conditions(id, Some(ConditionKind::QuotaExhausted), before);
+            done = lifted.await.map(drop);
+        }
+        if let (Ok(()), Some(condition)) = (&done, change.set) {
+            done = state.set_condition(id, condition).await.map(drop);
+        }
+        if let Err(error) = done {
+            log::warn!("the quota of account {:?} is not followed: {error}", account.name);
+        }
     }
 
     /// The picture has to be made anew even if the store does not change.

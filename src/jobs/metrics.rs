@@ -15,6 +15,22 @@ pub struct JobMetrics {
     pub write_errors: IntCounter,
     /// Seconds to write one batch.
     pub write_seconds: Histogram,
+    /// Bytes of the journal on disk.
+    pub journal_bytes: IntGauge,
+    /// Files of the journal.
+    pub journal_segments: IntGauge,
+    /// Requests whose end is not in the journal.
+    pub journal_open: IntGauge,
+    /// Whether the journal cannot be written at the moment.
+    pub journal_failing: IntGauge,
+    /// Writes to the journal that failed.
+    pub journal_errors: IntCounter,
+    /// Flushes of the journal to the disk.
+    pub journal_syncs: IntCounter,
+    /// Differences the last check of the ledger found.
+    pub ledger_mismatches: IntGauge,
+    /// Checks of the ledger that were made.
+    pub ledger_checks: IntCounter,
     /// Times the configured objects were read anew.
     pub reloads: IntCounter,
     /// Times reading them failed; the last good picture stays in use.
@@ -47,6 +63,32 @@ impl JobMetrics {
                 "record_write_seconds",
                 "Seconds to write one batch of usage records.",
                 OWN_SECONDS,
+            ),
+            journal_bytes: m.gauge("journal_bytes", "Bytes that the journal takes on disk."),
+            journal_segments: m.gauge("journal_segments", "Files of the journal."),
+            journal_open: m.gauge(
+                "journal_open_requests",
+                "Requests that the journal knows of and whose end it does not have.",
+            ),
+            journal_failing: m.gauge(
+                "journal_failing",
+                "1 while the journal cannot be written; new requests are refused then.",
+            ),
+            journal_errors: m.counter(
+                "journal_write_errors_total",
+                "Writes to the journal that failed; what they were to write is kept and written again.",
+            ),
+            journal_syncs: m.counter(
+                "journal_syncs_total",
+                "Flushes of the journal to the disk.",
+            ),
+            ledger_mismatches: m.gauge(
+                "ledger_mismatches",
+                "Differences between balances, ledger and records that the last check found; never anything but 0.",
+            ),
+            ledger_checks: m.counter(
+                "ledger_checks_total",
+                "Checks of the ledger that were made.",
             ),
             reloads: m.counter(
                 "directory_reloads_total",

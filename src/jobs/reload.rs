@@ -46,7 +46,7 @@ impl Reloader {
     async fn reload(&self) -> Result<(), String> {
         let old = self.rooms.config.load_full();
         let new = config::load(self.file.as_deref(), &self.env).map_err(|e| e.to_string())?;
-        let prices = Prices::configured(&new.billing).map_err(|e| e.to_string())?;
+        let prices = Prices::configured(&new).map_err(|e| e.to_string())?;
         for what in fixed_differences(&old, &new) {
             log::warn!("{what} has changed; it takes effect at the next start");
         }
@@ -81,6 +81,11 @@ fn fixed_differences(old: &Config, new: &Config) -> Vec<&'static str> {
         ("admin", old.admin != new.admin),
         ("data_dir", old.data_dir != new.data_dir),
         ("security", old.secret != new.secret),
+        (
+            "billing.journal",
+            old.billing.journal != new.billing.journal,
+        ),
+        ("timezone", old.timezone != new.timezone),
         ("logging.format", old.logging.format != new.logging.format),
     ]
     .into_iter()

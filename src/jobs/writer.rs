@@ -1,18 +1,19 @@
 //! Writes finished usage records to the database, in batches, off the request path.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use chrono::Utc;
+use chrono_tz::Tz;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Mutex;
 
 use super::metrics::JobMetrics;
-use crate::billing::balances::Balances;
-use crate::billing::outbox::Outbox;
-use crate::domain::{ApiKeyId, Money, UsageRecord, UserId};
+use crate::domain::UsageRecord;
+use crate::proxy::Rooms;
+use crate::scheduler::effect::quota_exhausted;
 use crate::storage::{StorageError, Store};
 
 /// Records in one transaction: large enough that its cost is shared, small enough to be quick.
@@ -28,26 +29,27 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Writer {
     store: Store,
-    outbox: Arc<Outbox>,
-    balances: Arc<Balances>,
+    rooms: Arc<Rooms>,
+    tz: Tz,
     /// Held while money is written or read, so that the two never cross.
     money: Arc<Mutex<()>>,
     metrics: JobMetrics,
 }
 
 impl Writer {
-    /// A writer from `outbox` to `store`. `money` is shared with whoever reads balances.
+    /// A writer from the journal of `rooms` to `store`. Days begin in `tz`; `money` is shared with whoever
+    /// reads balances.
     pub fn new(
         store: Store,
-        outbox: Arc<Outbox>,
-        balances: Arc<Balances>,
+        rooms: Arc<Rooms>,
+        tz: Tz,
         money: Arc<Mutex<()>>,
         metrics: JobMetrics,
     ) -> Writer {
         Writer {
             store,
-            outbox,
-            balances,
+            rooms,
+            tz,
             money,
             metrics,
         }
@@ -55,28 +57,53 @@ impl Writer {
 
     /// Writes one batch; how many records it held.
     async fn write_batch(&self) -> Result<usize, StorageError> {
-        let batch = self.outbox.batch(BATCH);
-        if batch.is_empty() {
+        let batch = self.rooms.journal.batch(BATCH);
+        if batch.records.is_empty() {
             return Ok(0);
         }
         let _money = self.money.lock().await;
         let began = Instant::now();
-        let settled = self.store.settle(&batch).await?;
-        let (mut by_user, mut by_key) = totals(&batch);
-        for (user, stored) in settled.balances {
-            let charge = by_user.remove(&user).unwrap_or_default();
-            self.balances.written_user(user, stored, charge);
-        }
-        for (key, stored) in settled.spend {
-            let charge = by_key.remove(&key).unwrap_or_default();
-            self.balances.written_key(key, stored, charge);
-        }
-        self.outbox.written(batch.len());
+        let settled = self
+            .store
+            .settle(&batch.records, batch.upto, self.tz)
+            .await?;
+        self.rooms
+            .book
+            .written(&batch.records, &settled.balances, &settled.spend);
+        // Only now: what is in the database for good need not be kept here.
+        self.rooms.journal.applied(batch.records.len(), batch.upto);
+        self.count_for_accounts(&batch.records).await;
         self.metrics.written.inc_by(settled.inserted as u64);
         self.metrics
             .write_seconds
             .observe(began.elapsed().as_secs_f64());
-        Ok(batch.len())
+        Ok(batch.records.len())
+    }
+
+    /// Counts what the records cost their accounts; one whose quota is used up by it is not chosen any more.
+    /// Here rather than where a request ends: memory counts the same records in the same order as the
+    /// database.
+    async fn count_for_accounts(&self, records: &[Arc<UsageRecord>]) {
+        let snapshot = self.rooms.snapshot.load_full();
+        for record in records {
+            let Some(account) = snapshot.directory.account(record.account_id) else {
+                continue;
+            };
+            let Some(exhausted) = self.rooms.quotas.count(record, &account.quota) else {
+                continue;
+            };
+            let condition = quota_exhausted(&exhausted, Utc::now());
+            log::info!(
+                target: "tollgate::accounts",
+                "account" = account.name.as_str(),
+                "condition" = condition.kind.as_str(),
+                "reason" = condition.reason.as_str();
+                "account is out"
+            );
+            if let Err(error) = self.rooms.state.set_condition(account.id, condition).await {
+                log::warn!("account {:?} keeps being chosen: {error}", account.name);
+            }
+        }
     }
 
     /// Writes until nothing is left or `deadline` passes; how many records are left.
@@ -89,7 +116,7 @@ impl Writer {
                 Err(error) => {
                     self.complain(&error);
                     if Instant::now() + pause >= deadline {
-                        return self.outbox.len();
+                        return self.rooms.journal.len();
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -102,19 +129,9 @@ impl Writer {
         self.metrics.write_errors.inc();
         log::error!(
             "{} usage records cannot be written and are kept: {error}",
-            self.outbox.len()
+            self.rooms.journal.len()
         );
     }
-}
-
-fn totals(batch: &[Arc<UsageRecord>]) -> (HashMap<UserId, Money>, HashMap<ApiKeyId, Money>) {
-    let mut by_user: HashMap<UserId, Money> = HashMap::new();
-    let mut by_key: HashMap<ApiKeyId, Money> = HashMap::new();
-    for record in batch {
-        *by_user.entry(record.user_id).or_default() += record.charge;
-        *by_key.entry(record.api_key_id).or_default() += record.charge;
-    }
-    (by_user, by_key)
 }
 
 #[async_trait]
@@ -123,11 +140,11 @@ impl BackgroundService for Writer {
         let mut pause = FIRST_PAUSE;
         loop {
             tokio::select! {
-                () = self.outbox.filled() => {}
+                () = self.rooms.journal.filled() => {}
                 // What is left then is written by `flush`, after the last request has ended.
                 _ = shutdown.changed() => return,
             }
-            if self.outbox.len() < BATCH {
+            if self.rooms.journal.len() < BATCH {
                 tokio::time::sleep(LINGER).await;
             }
             match self.write_batch().await {

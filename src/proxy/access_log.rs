@@ -27,7 +27,7 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
         line.text("key", key.map_or("", |k| &k.name));
         line.text("group", principal.map_or("", |p| &p.group.name));
         line.text("account", sent.map_or("", |s| &s.account.name));
-        line.text("model", asked.map_or("", |a| &a.model));
+        line.text("model", asked.map_or("", |a| &a.requested_model));
         line.text("upstream.model", sent.map_or("", |s| &s.upstream_model));
         line.number("upstream.status", answer.status.into());
         let upstream_id = answer.upstream_request_id.as_deref();

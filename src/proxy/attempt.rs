@@ -2,19 +2,20 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use http::{HeaderValue, header};
-use pingora::Result;
 use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
 use tollgate_filters::headers::openai_request;
-use tollgate_filters::peek;
+use tollgate_filters::rewrite::{Changes, Places, rewrite};
 
+use super::context::{Context, SentAttempt};
 use super::exchange::Judged;
+use crate::billing::journal::JournalError;
 use crate::domain::Account;
 use crate::providers::target::Target;
 use crate::scheduler::Pool;
@@ -54,6 +55,15 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// What the record says of it.
+    pub fn as_sent(&self) -> SentAttempt {
+        SentAttempt {
+            account: self.account.clone(),
+            upstream_model: self.upstream_model.clone(),
+            path: self.path.clone(),
+        }
+    }
+
     /// The request header for this account: the client's allowed headers, the account's credential.
     pub fn header(&self, client: &RequestHeader, body_len: usize) -> Result<RequestHeader> {
         let mut to =
@@ -83,11 +93,48 @@ impl Attempt {
     }
 }
 
+/// Makes the request of the context's attempt ready to be sent: its header, its body laid out for the pump,
+/// and a note of it in the journal, without which nothing is sent (the inner error).
+pub fn prepare(
+    request: &mut RequestHeader,
+    ctx: &mut Context,
+) -> Result<std::result::Result<(), JournalError>> {
+    let missing = || Error::new_in(ErrorType::InternalError);
+    let (Some(attempt), Some(exchange), Some(asked)) =
+        (&mut ctx.attempt, &ctx.exchange, &ctx.asked)
+    else {
+        return Err(missing());
+    };
+    let mut exchange = exchange.lock();
+    let body = exchange.body.as_ref().ok_or_else(missing)?;
+    let model =
+        (attempt.upstream_model != asked.requested_model).then_some(&*attempt.upstream_model);
+    let places = Places {
+        model: &asked.model_spans,
+        output_limit: &asked.output_limit_spans,
+    };
+    let changes = Changes {
+        model,
+        output_limit: exchange.output_limit,
+    };
+    let pieces = pieces(&body.bytes, places, changes);
+    let len = pieces.iter().map(Bytes::len).sum();
+    *request = attempt.header(request, len)?;
+    if let Some(settlement) = &mut exchange.settlement
+        && let Err(error) = settlement.sent(attempt.as_sent(), &ctx.tries)
+    {
+        return Ok(Err(error));
+    }
+    exchange.begin_attempt(pieces, attempt.judged.clone(), Instant::now());
+    attempt.sent = true;
+    Ok(Ok(()))
+}
+
 /// The body as an account gets it, in pieces: the client's bytes, except for the model's name.
-pub fn pieces(body: &Bytes, spans: &[Range<usize>], model: Option<&str>) -> VecDeque<Bytes> {
-    let parts = match model {
-        Some(model) => peek::splice(body, spans, model),
-        None => vec![body.clone()],
+pub fn pieces(body: &Bytes, places: Places<'_>, changes: Changes<'_>) -> VecDeque<Bytes> {
+    let parts = match changes == Changes::default() {
+        true => vec![body.clone()],
+        false => rewrite(body, places, changes),
     };
     let len: usize = parts.iter().map(Bytes::len).sum();
     if len <= JOIN_LIMIT && parts.len() > 1 {
@@ -129,7 +176,7 @@ mod tests {
             3 * SLICE + 7,
         ] {
             let body = Bytes::from(vec![b'x'; size]);
-            let pieces = pieces(&body, &[], None);
+            let pieces = pieces(&body, Places::default(), Changes::default());
             assert_eq!(joined(&pieces), body, "{size}");
             assert!(pieces.iter().all(|p| !p.is_empty() && p.len() <= SLICE));
         }
@@ -145,8 +192,20 @@ mod tests {
             let at = body.find(r#""a""#).unwrap();
             let bytes = Bytes::from(body.clone());
             let spans = std::iter::once(at..at + 3).collect::<Vec<_>>();
-            let pieces = pieces(&bytes, &spans, Some("gpt-5"));
-            let expected = body.replace(r#""a""#, r#""gpt-5""#);
+            let places = Places {
+                model: &spans,
+                output_limit: &[],
+            };
+            let changes = Changes {
+                model: Some("gpt-5"),
+                output_limit: Some(16),
+            };
+            let pieces = pieces(&bytes, places, changes);
+            let expected = body.replace(r#""a""#, r#""gpt-5""#).replacen(
+                '{',
+                r#"{"max_output_tokens":16,"#,
+                1,
+            );
             assert_eq!(joined(&pieces), expected.as_bytes());
         }
     }

@@ -21,6 +21,8 @@ use super::exchange::{Exchange, Failure};
 use super::failover::retry_pause;
 use super::snapshot::Snapshot;
 use crate::auth::Principal;
+use crate::billing::bound::Demand;
+use crate::billing::quote::Quote;
 use crate::config::Config;
 use crate::domain::{Account, AccountId, ApiKey, AttemptTrace, UserId};
 use crate::state::{Lease, Ticket};
@@ -58,9 +60,13 @@ pub struct Asked {
     /// What followed it in the path.
     pub subpath: String,
     /// The model, as the client wrote it.
+    pub requested_model: String,
+    /// What the group's channel calls it; without one the same. Accounts are chosen by this name.
     pub model: String,
     /// Where the body names it.
     pub model_spans: Vec<Range<usize>>,
+    /// Where the body limits the output.
+    pub output_limit_spans: Vec<Range<usize>>,
     /// Whether a stream was asked for.
     pub stream: bool,
     /// Conversation affinity.
@@ -73,6 +79,8 @@ pub struct Asked {
     pub reasoning_effort: Option<String>,
     /// Bytes of the decoded body.
     pub body_len: usize,
+    /// What bounds its price.
+    pub demand: Demand,
 }
 
 /// What has been tried so far.
@@ -177,11 +185,7 @@ impl Tries {
     /// Remembers an attempt, if its request was sent.
     pub fn note(&mut self, attempt: &Attempt) {
         if attempt.sent {
-            self.sent = Some(SentAttempt {
-                account: attempt.account.clone(),
-                upstream_model: attempt.upstream_model.clone(),
-                path: attempt.path.clone(),
-            });
+            self.sent = Some(attempt.as_sent());
         }
     }
 }
@@ -246,6 +250,8 @@ pub struct Context {
     pub refused_key: Option<Arc<ApiKey>>,
     /// What is asked.
     pub asked: Option<Arc<Asked>>,
+    /// What it is billed for.
+    pub quote: Option<Arc<Quote>>,
     /// Between client and upstream.
     pub exchange: Option<Arc<Mutex<Exchange>>>,
     /// How the real session comes back.
@@ -295,6 +301,7 @@ impl Context {
             principal: None,
             refused_key: None,
             asked: None,
+            quote: None,
             exchange: None,
             way_back: None,
             user_lease: None,

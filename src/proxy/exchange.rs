@@ -19,6 +19,7 @@ use tollgate_filters::verdict::{Effect, Reading, Verdict};
 
 use super::answer;
 use super::relay::{Answer, LastWord, Relay, RelayRequest, judge};
+use super::settlement::{End, Settlement};
 use crate::config::{GatewayConfig, OnClientDisconnect};
 use crate::domain::Account;
 use crate::limits::bodies::BodyHold;
@@ -201,6 +202,10 @@ pub struct Exchange {
     limits: Limits,
     relay: Relay,
     rules: Arc<Rules>,
+    /// The money of the request, once it has been admitted.
+    pub settlement: Option<Settlement>,
+    /// The output limit that the request goes upstream with, where that is lower than what it asked for.
+    pub output_limit: Option<u64>,
     /// A passthrough rule says that the client's error is not to be reported as one.
     pub unmonitored: bool,
     /// When the client left.
@@ -244,6 +249,8 @@ impl Exchange {
             limits,
             relay: Relay::Awaited,
             rules,
+            settlement: None,
+            output_limit: None,
             unmonitored: false,
             client_gone: None,
             delivered: false,
@@ -425,6 +432,7 @@ impl Exchange {
             preamble_out: self.reply == Reply::Preamble,
             client_model,
             request_id: self.request_id.clone(),
+            output_limit: self.output_limit,
         };
         self.relay = Relay::begin(head, request, &mut self.answer);
         if self.reply == Reply::NotStarted {
@@ -436,6 +444,12 @@ impl Exchange {
     pub fn observe(&mut self, body: &mut Option<Bytes>, now: Instant) {
         self.last_upstream = now;
         self.relay.observe(body, &mut self.answer, now);
+        if let Some(settlement) = &mut self.settlement
+            && settlement.is_progress_due(now)
+        {
+            self.relay.look(&mut self.answer);
+            settlement.progress(&self.answer, now);
+        }
     }
 
     /// What has been seen of the answer, now that no more of it will be read: an attempt that our own
@@ -448,8 +462,36 @@ impl Exchange {
         self.answer.clone()
     }
 
-    /// Decides what the client gets of `tasks`.
-    pub fn judge(&mut self, mut tasks: Vec<HttpTask>) -> Judgement {
+    /// Decides what the client gets of `tasks`. Whatever ends the answer for the client is settled before
+    /// it is handed out.
+    pub fn judge(&mut self, tasks: Vec<HttpTask>) -> Judgement {
+        let judgement = self.judged(tasks);
+        if matches!(judgement, Judgement::Write { .. })
+            && (self.reply == Reply::Done || self.answer.complete || self.relay.is_whole())
+        {
+            self.settle();
+        }
+        judgement
+    }
+
+    /// Settles the request by what has been seen of its answer. Only the first call counts.
+    fn settle(&mut self) {
+        let Some(settlement) = &mut self.settlement else {
+            return;
+        };
+        self.relay.look(&mut self.answer);
+        let failed = self.failure.as_ref();
+        let attempt = failed.map(|f| (f.reading.verdict.label(), f.status));
+        let end = End {
+            status: self.status,
+            client_gone: self.client_gone.is_some(),
+            cut: false,
+            failed: failed.is_some(),
+        };
+        settlement.settle(&self.answer, end, attempt);
+    }
+
+    fn judged(&mut self, mut tasks: Vec<HttpTask>) -> Judgement {
         let error = match tasks.pop() {
             Some(HttpTask::Failed(error)) => Some(error),
             Some(task) => {
@@ -681,6 +723,7 @@ impl Exchange {
             _ => self.status,
         };
         self.reply_done(status);
+        self.settle();
         Judgement::Write { tasks, end: true }
     }
 

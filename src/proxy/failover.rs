@@ -65,6 +65,16 @@ fn classify(ctx: &Context, error: &Error) -> End {
 
 /// An attempt has ended with `error`; whether the request may go again.
 pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
+    let again = may_go_again(ctx, error);
+    if let Some(exchange) = &ctx.exchange
+        && let Some(settlement) = &mut exchange.lock().settlement
+    {
+        settlement.attempt_ended(&ctx.tries, ctx.cut);
+    }
+    again
+}
+
+fn may_go_again(ctx: &mut Context, error: &Error) -> bool {
     let end = classify(ctx, error);
     let Some(attempt) = ctx.attempt.take() else {
         return false;

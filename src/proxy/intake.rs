@@ -14,15 +14,24 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::route::{Endpoint, RouteError};
+use tollgate_filters::validate::ResponsesRequest;
 use tollgate_filters::{affinity, credential, headers, route, validate};
 
 use super::context::{Asked, Context};
 use super::exchange::{Exchange, Limits};
+use super::money::{self, NotGranted};
 use super::read::{self, ReadError};
-use super::wait::{Line, Lined, Wait, in_line};
-use super::{answer, failover, models};
-use crate::auth::{self, AskFunds, AuthError, Funds, Principal};
-use crate::config::BillingMode;
+use super::settlement::Settlement;
+use super::wait::{Line, Lined, Wait, in_line, wait_for};
+use super::{answer, failover, models, usage};
+use crate::auth::{self, AskFunds, AuthError, Funds, Principal, Purpose};
+use crate::billing::bound::{Bound, Demand, ImageDemand};
+use crate::billing::book::Limit;
+use crate::billing::channel::Gate;
+use crate::billing::image::ImageSize;
+use crate::billing::journal::{Room, UNAPPLIED_LIMIT};
+use crate::billing::quote::Quote;
+use crate::config::{BillingMode, Reservation};
 use crate::domain::{ApiKey, Platform, User};
 use crate::limits;
 
@@ -77,22 +86,32 @@ async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result
     if endpoint == Endpoint::ResponsesSocket {
         return Err(errors::websocket_not_supported().into());
     }
-    let principal = authenticate(session, ctx)?;
+    let purpose = match endpoint {
+        Endpoint::Usage => Purpose::Usage,
+        _ => Purpose::Inference,
+    };
+    let principal = authenticate(session, ctx, purpose)?;
     ctx.principal = Some(principal.clone());
     if endpoint == Endpoint::Models {
         let body = models::list(&ctx.snapshot, &principal);
         return write_json(session, ctx, body).await;
     }
+    if endpoint == Endpoint::Usage {
+        let query = session.req_header().uri.query();
+        let tz = ctx.config.timezone;
+        let body = usage::answer(&ctx.rooms, &principal, query, tz, ctx.arrived).await;
+        return write_json(session, ctx, body).await;
+    }
     if principal.group.platform != Platform::OpenAi {
         return Err(errors::platform_not_supported().into());
     }
-    if ctx.rooms.outbox.is_full() {
-        return Err(errors::records_unwritable().into());
-    }
-    let exchange = read_request(session, ctx, path, subpath).await?;
+    money::check(ctx, &principal)?;
+    let room = room(ctx)?;
+    let exchange = read_request(session, ctx, path, subpath, &principal).await?;
     ctx.exchange = Some(exchange.clone());
     ctx.moments.ready = Some(Instant::now());
     admit(session, ctx, &exchange, &principal).await?;
+    fund(session, ctx, &exchange, &principal, room).await?;
     Ok(Intake::Forward(exchange))
 }
 
@@ -163,7 +182,11 @@ fn find_route<'s>(
     }
 }
 
-fn authenticate(session: &Session, ctx: &mut Context) -> std::result::Result<Principal, No> {
+fn authenticate(
+    session: &Session,
+    ctx: &mut Context,
+    purpose: Purpose,
+) -> std::result::Result<Principal, No> {
     let rooms = ctx.rooms.clone();
     let head = session.req_header();
     let key =
@@ -171,8 +194,8 @@ fn authenticate(session: &Session, ctx: &mut Context) -> std::result::Result<Pri
     let hash = rooms.hasher.hash(key);
     let ip = ctx.ip.unwrap_or(IpAddr::from([0, 0, 0, 0]));
     let funds = |key: &ApiKey, user: &User| Funds {
-        balance: rooms.balances.balance(user.id),
-        key_spent: rooms.balances.key_spent(key.id),
+        balance: rooms.book.balance(user.id),
+        key_spent: rooms.book.key_spent(key.id),
     };
     let standard = ctx.config.billing.mode == BillingMode::Standard;
     auth::authenticate(
@@ -181,10 +204,16 @@ fn authenticate(session: &Session, ctx: &mut Context) -> std::result::Result<Pri
         ip,
         ctx.arrived,
         standard.then_some(&funds as &AskFunds<'_>),
+        purpose,
     )
     .map_err(|error| {
         ctx.refused_key = ctx.snapshot.directory.key(&hash).cloned();
-        reply_to(error).into()
+        match (error, ctx.refused_key.as_deref()) {
+            (AuthError::QuotaExhausted, Some(key)) => money::used_up(ctx, key, Limit::Quota),
+            (AuthError::BalanceExhausted, Some(key)) => money::used_up(ctx, key, Limit::Balance),
+            _ => reply_to(error),
+        }
+        .into()
     })
 }
 
@@ -198,10 +227,26 @@ fn reply_to(error: AuthError) -> ErrorReply {
         AuthError::UserInactive => errors::user_inactive(),
         AuthError::GroupMissing => errors::no_group(),
         AuthError::SubscriptionMissing => errors::subscription_not_found(),
+        AuthError::SubscriptionInvalid => errors::subscription_invalid(),
         AuthError::QuotaExhausted => errors::quota_exhausted(),
         AuthError::KeyExpired => errors::api_key_expired(),
         AuthError::BalanceExhausted => errors::insufficient_balance(),
     }
+}
+
+/// Room in the journal for what will be told of this request: one that could not be recorded is refused.
+fn room(ctx: &Context) -> std::result::Result<Room, No> {
+    let rooms = &ctx.rooms;
+    let why = match rooms.journal.admit() {
+        _ if rooms.journal.is_full() => {
+            "too many usage records wait to be written to the database".to_owned()
+        }
+        Ok(room) => return Ok(room),
+        Err(full) => full.to_string(),
+    };
+    let level = rooms.noise.level("records_unwritable", log::Level::Error);
+    log::log!(level, "new requests are refused: {why}");
+    Err(errors::records_unwritable().into())
 }
 
 async fn write_json(
@@ -229,6 +274,7 @@ async fn read_request(
     ctx: &mut Context,
     endpoint: &'static str,
     subpath: String,
+    principal: &Principal,
 ) -> std::result::Result<Arc<Mutex<Exchange>>, No> {
     let rooms = ctx.rooms.clone();
     let body = read::body(session, &rooms.bodies, ctx.config.server.max_body_bytes)
@@ -245,6 +291,9 @@ async fn read_request(
             return Err(errors::invalid(message).into());
         }
         let headers = &session.req_header().headers;
+        let quote = quote(ctx, principal, &request.model)?;
+        let model = quote.mapped().to_owned();
+        ctx.quote = Some(Arc::new(quote));
         Asked {
             endpoint,
             subpath,
@@ -263,8 +312,11 @@ async fn read_request(
                 .as_deref()
                 .map(word)
                 .or_else(|| effort_of(&request.model)),
-            model: request.model.into_owned(),
+            demand: demand(&request, body.bytes.len()),
+            model,
+            requested_model: request.model.into_owned(),
             model_spans: request.model_spans,
+            output_limit_spans: request.output_limit_spans,
             body_len: body.bytes.len(),
         }
     };
@@ -278,6 +330,47 @@ async fn read_request(
     );
     ctx.asked = Some(Arc::new(asked));
     Ok(Arc::new(Mutex::new(exchange)))
+}
+
+/// What bounds the price of a request.
+fn demand(request: &ResponsesRequest<'_>, body_len: usize) -> Demand {
+    Demand {
+        body_len: body_len as u64,
+        max_output_tokens: request.max_output_tokens,
+        hosted: request.hosted,
+        inline_images: request.inline_images,
+        images: request.image_tool.as_ref().map(|tool| ImageDemand {
+            // Without a number the model makes one.
+            count: tool.n.map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+            size: tool.size.as_deref().map(ImageSize::of),
+        }),
+    }
+}
+
+/// What the request is billed for, by the channel of its group. Accounts that a channel's restriction
+/// keeps from it are left out of the choice.
+fn quote(
+    ctx: &mut Context,
+    principal: &Principal,
+    model: &str,
+) -> std::result::Result<Quote, ErrorReply> {
+    let group = &principal.group;
+    let directory = &ctx.snapshot.directory;
+    let channel = directory.channel_of(group.id).cloned();
+    let quote = Quote::new(ctx.snapshot.prices.clone(), group.clone(), channel, model);
+    match quote.gate() {
+        Gate::Open => {}
+        Gate::Closed => return Err(errors::model_restricted()),
+        Gate::PerAccount => {
+            let kept_out = directory
+                .accounts_of(group.id)
+                .iter()
+                .filter(|account| !quote.allows(account.upstream_model(quote.mapped())))
+                .map(|account| account.id);
+            ctx.tries.excluded.extend(kept_out);
+        }
+    }
+    Ok(quote)
 }
 
 fn word(text: &str) -> String {
@@ -330,21 +423,100 @@ async fn admit(
     }
     // What was waited for a slot of the user's own is no part of the budget for accounts.
     ctx.tries.waited = std::time::Duration::ZERO;
-    if ctx.config.billing.mode == BillingMode::Standard {
-        let funds = Funds {
-            balance: rooms.balances.balance(principal.user.id),
-            key_spent: rooms.balances.key_spent(principal.key.id),
-        };
-        auth::may_spend(&principal.key, funds).map_err(reply_to)?;
-    }
     let expired = principal
         .key
         .expires_at
         .is_some_and(|end| end <= Utc::now());
-    if expired && ctx.config.billing.mode == BillingMode::Standard {
+    let standard = ctx.config.billing.mode == BillingMode::Standard;
+    if expired && standard {
         return Err(errors::api_key_expired().into());
     }
+    let subscription = principal.subscription.as_ref();
+    if subscription.is_some_and(|s| !s.is_valid(Utc::now())) && standard {
+        return Err(errors::subscription_invalid().into());
+    }
     Ok(())
+}
+
+/// While so many records wait for the database that it cannot keep up, new requests are slowed down, the
+/// more the fuller it gets: before any has to be refused.
+async fn ease(
+    session: &mut Session,
+    ctx: &Context,
+    exchange: &Mutex<Exchange>,
+) -> std::result::Result<(), No> {
+    const PRESSED: usize = UNAPPLIED_LIMIT / 2;
+    const SLOWEST: std::time::Duration = std::time::Duration::from_secs(4);
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
+    let journal = ctx.rooms.journal.clone();
+    let waiting = journal.len();
+    if waiting <= PRESSED {
+        return Ok(());
+    }
+    let share = (waiting - PRESSED).min(PRESSED) as u32;
+    let deadline = Instant::now() + SLOWEST * share / PRESSED as u32;
+    let relieved = async move {
+        while journal.len() > PRESSED {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let ping = ctx.config.concurrency.ping_interval;
+    match wait_for(session, exchange, &ctx.id_header(), ping, deadline, relieved).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(No::Gone(error)),
+    }
+}
+
+/// What the request may cost is set aside, at once or after a bounded wait.
+async fn fund(
+    session: &mut Session,
+    ctx: &mut Context,
+    exchange: &Arc<Mutex<Exchange>>,
+    principal: &Principal,
+    room: Room,
+) -> std::result::Result<(), No> {
+    let (Some(asked), Some(quote)) = (ctx.asked.clone(), ctx.quote.clone()) else {
+        return Err(errors::internal_error().into());
+    };
+    ease(session, ctx, exchange).await?;
+    let hold = match ctx.config.billing.mode {
+        BillingMode::Simple => None,
+        BillingMode::Standard => {
+            let bound = bound(ctx, principal, &quote, &asked);
+            match money::reserve(session, ctx, exchange, principal, &bound).await {
+                Ok(granted) => {
+                    exchange.lock().output_limit = granted.output_limit;
+                    Some(granted.hold)
+                }
+                Err(NotGranted::Refused(reply)) => return Err(reply.into()),
+                Err(NotGranted::Gone(error)) => return Err(No::Gone(error)),
+            }
+        }
+    };
+    let settlement = Settlement::new(ctx, principal, &asked, quote, hold, room);
+    exchange.lock().settlement = Some(settlement);
+    Ok(())
+}
+
+/// What the request may cost at most, on whichever account of its group. Where only an estimate is
+/// reserved, accounts are not looked at one by one unless their prices differ: how long an answer of
+/// theirs can be does not matter then.
+fn bound(ctx: &Context, principal: &Principal, quote: &Quote, asked: &Asked) -> Bound {
+    let strict = ctx.config.billing.reservation == Reservation::Strict;
+    let accounts = match strict || quote.depends_on_account() {
+        true => ctx.snapshot.directory.accounts_of(principal.group.id),
+        false => &[],
+    };
+    let names = accounts
+        .iter()
+        .map(|account| account.upstream_model(&asked.model));
+    // What a provider may add to the prompt is most often a small part of what it could: an estimate that
+    // counted a whole context for every tool would leave small balances with one request at a time.
+    let demand = Demand {
+        hosted: asked.demand.hosted && strict,
+        ..asked.demand
+    };
+    quote.bound(names, &demand, asked.tier(), principal.multiplier)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the request path counts.
 
 use prometheus::{
-    CounterVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    CounterVec, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };
 
 use crate::metrics::{Metrics, OWN_SECONDS, REQUEST_SECONDS};
@@ -42,6 +42,16 @@ pub struct ProxyMetrics {
     pub wait_seconds: HistogramVec,
     /// Slots held.
     pub slots: IntGaugeVec,
+    /// Attempts to set money aside, by how they ended.
+    pub reservations: IntCounterVec,
+    /// Seconds until it was set aside, or not.
+    pub reserve_seconds: Histogram,
+    /// Reservations of running requests.
+    pub reservations_open: IntGauge,
+    /// What they hold, USD.
+    pub reserved: Gauge,
+    /// Output limits lowered to what could be paid for.
+    pub outputs_lowered: IntCounter,
     /// Seconds from the request's arrival to before the wait for the user's slot.
     pub auth_seconds: Histogram,
     /// Seconds from there to the last attempt's start.
@@ -132,6 +142,28 @@ impl ProxyMetrics {
                 REQUEST_SECONDS,
             ),
             slots: m.gauges("slots_held", "Slots held, by kind.", &["slot"]),
+            reservations: m.counters(
+                "reservations_total",
+                "Attempts to set aside what a request may cost, by end (granted, refused, timeout = held by other requests of the user for too long, client_gone).",
+                &["end"],
+            ),
+            reserve_seconds: m.histogram(
+                "reserve_seconds",
+                "Seconds until what a request may cost was set aside, or was not.",
+                REQUEST_SECONDS,
+            ),
+            reservations_open: m.gauge(
+                "reservations_open",
+                "Reservations of running requests.",
+            ),
+            reserved: m.float_gauge(
+                "reserved_usd",
+                "What running requests hold of balances and subscriptions, USD.",
+            ),
+            outputs_lowered: m.counter(
+                "outputs_lowered_total",
+                "Requests whose output limit was lowered to what could be paid for (strict).",
+            ),
             auth_seconds: m.histogram(
                 "auth_seconds",
                 "Seconds from arrival until the request is read, checked and ready to wait for the user's slot.",

@@ -28,6 +28,9 @@ const REFUSAL_LIMIT: usize = 2 << 20;
 /// Kept of a JSON answer, to read its usage or to rewrite it (SPEC 9.0).
 const COLLECT_LIMIT: usize = 128 << 20;
 
+/// Tells a client that its output limit was lowered to what can be paid for, and to what.
+pub const OUTPUT_LIMIT: &str = "x-tollgate-max-output-tokens";
+
 /// What was seen of an attempt's answer.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
@@ -63,6 +66,8 @@ pub struct RelayRequest {
     pub client_model: Option<String>,
     /// Our request id, for the header.
     pub request_id: HeaderValue,
+    /// The output limit that the request was sent with, where we have lowered it.
+    pub output_limit: Option<u64>,
 }
 
 /// The treatment of the current attempt's answer.
@@ -123,6 +128,11 @@ impl Relay {
             }),
             None => Relay::Plain(PlainRelay {
                 held: Vec::new(),
+                expected: head
+                    .headers
+                    .get(header::CONTENT_LENGTH)
+                    .and_then(|len| len.to_str().ok()?.parse().ok()),
+                received: 0,
                 len: 0,
                 parts: (is_json && !encoded).then(Parts::default),
             }),
@@ -144,6 +154,7 @@ impl Relay {
             Relay::Plain(plain) => {
                 answer.first_token_at.get_or_insert(now);
                 plain.len += bytes.len() as u64;
+                plain.received += bytes.len() as u64;
                 if let Some(parts) = &mut plain.parts {
                     parts.push(bytes);
                 }
@@ -178,6 +189,20 @@ impl Relay {
             }
             Relay::Awaited | Relay::Refused(_) | Relay::Collect(_) => None,
         }
+    }
+
+    /// Brings `answer` up to what has been seen so far, while more may come.
+    pub fn look(&mut self, answer: &mut Answer) {
+        match self {
+            Relay::Stream(stream) => take_observed(&stream.observer, answer),
+            Relay::Plain(plain) if plain.is_whole() => drop(self.finish(answer, true)),
+            _ => {}
+        }
+    }
+
+    /// Whether all of an answer has come whose length was told.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Relay::Plain(plain) if plain.is_whole())
     }
 
     /// Whether the client stands at the end of a frame of an event stream.
@@ -246,6 +271,9 @@ fn client_head(head: &mut ResponseHeader, request: &RelayRequest, answer: &Answe
     if let Some(id) = &answer.upstream_request_id {
         let _ = head.insert_header("x-upstream-request-id", id.as_str());
     }
+    if let Some(limit) = request.output_limit {
+        let _ = head.insert_header(OUTPUT_LIMIT, limit);
+    }
 }
 
 fn read_json(json: &[u8], answer: &mut Answer) {
@@ -307,10 +335,21 @@ impl Parts {
 pub struct PlainRelay {
     /// The header, until the first byte of the body has come.
     pub held: Vec<HttpTask>,
+    /// Its length, where the upstream said it: then a client knows the end before the upstream ends.
+    expected: Option<u64>,
     /// Bytes of the body so far.
+    received: u64,
+    /// Of those, not accounted for as an estimate yet.
     len: u64,
     /// A copy (by reference) of a JSON body, for its usage.
     parts: Option<Parts>,
+}
+
+impl PlainRelay {
+    fn is_whole(&self) -> bool {
+        self.expected
+            .is_some_and(|expected| self.received >= expected)
+    }
 }
 
 // ---- streams
@@ -433,6 +472,9 @@ struct View {
 impl View {
     fn saw(&mut self, seen: Seen, answer: &mut Answer, now: Instant) {
         match seen {
+            // The provider has ended its answer, and the client may have been told: what comes after that
+            // changes nothing.
+            _ if answer.complete => {}
             Seen::Preamble => {}
             Seen::Output => {
                 self.has_output = true;

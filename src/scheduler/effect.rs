@@ -1,10 +1,12 @@
-//! What an upstream's answer leaves at its account: from [`Effect`]s to [`Condition`]s.
+//! What an upstream's answer leaves at its account, and what a quota that is used up does: from
+//! [`Effect`]s and [`Exhausted`] to [`Condition`]s.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tollgate_filters::verdict::{Effect, LONGEST_REASON, LONGEST_REST, LimitScope, Strike};
 
+use crate::domain::account::quota::Exhausted;
 use crate::domain::{Condition, ConditionKind};
 
 /// How long a 5xx puts an account behind the others: long enough to try those first, short enough not
@@ -73,6 +75,47 @@ pub fn condition_of(effect: Effect, cause: Cause<'_>) -> Option<Condition> {
     }
 }
 
+/// The condition of an account whose quota is used up.
+pub fn quota_exhausted(exhausted: &Exhausted, now: DateTime<Utc>) -> Condition {
+    Condition {
+        kind: ConditionKind::QuotaExhausted,
+        model: None,
+        since: now,
+        until: exhausted.until,
+        status: None,
+        reason: exhausted.to_string(),
+    }
+}
+
+/// What has to happen to an account's conditions, the first before the second.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct QuotaChange {
+    /// Its [`ConditionKind::QuotaExhausted`] is lifted.
+    pub lift: bool,
+    /// This one is set.
+    pub set: Option<Condition>,
+}
+
+/// From the conditions that stand to what is used up now: after a start, and when an operator may have
+/// changed the account's limits or resumed it.
+pub fn quota_change(
+    standing: &[Condition],
+    exhausted: Option<&Exhausted>,
+    now: DateTime<Utc>,
+) -> QuotaChange {
+    let of_quota = |c: &&Condition| c.kind == ConditionKind::QuotaExhausted && c.holds(now);
+    let standing = standing.iter().find(of_quota);
+    let wanted = exhausted.map(|exhausted| quota_exhausted(exhausted, now));
+    match (standing, wanted) {
+        // The reason may name an older sum; when it ends is what counts.
+        (Some(standing), Some(wanted)) if standing.until == wanted.until => QuotaChange::default(),
+        (standing, wanted) => QuotaChange {
+            lift: standing.is_some(),
+            set: wanted,
+        },
+    }
+}
+
 /// A strike is never counted less than once, and never comes to another.
 fn escalated(strike: Strike, strikes: u32) -> Effect {
     match strike.effect(strikes.max(1)) {
@@ -111,6 +154,8 @@ mod tests {
     use tollgate_filters::verdict::LimitSource;
 
     use super::*;
+    use crate::domain::Money;
+    use crate::domain::account::quota::QuotaKind;
 
     fn cause(strikes: u32) -> Cause<'static> {
         Cause {
@@ -181,6 +226,52 @@ mod tests {
         assert_eq!(condition_of(temp(Duration::ZERO), cause(0)), None);
         assert_eq!(struck(&strike()), Some(TimeDelta::minutes(180)));
         assert_eq!(struck(&Effect::Failing), None);
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_keeps_its_account_out_until_it_is_not() {
+        let now = cause(0).now;
+        let exhausted = |seconds: Option<i64>| Exhausted {
+            which: QuotaKind::Daily,
+            limit: Money::from_usd(10),
+            used: Money::from_usd(12),
+            until: seconds.map(|s| now + TimeDelta::seconds(s)),
+        };
+        let of = |seconds| quota_exhausted(&exhausted(seconds), now);
+        let wanted = Condition {
+            kind: ConditionKind::QuotaExhausted,
+            model: None,
+            since: now,
+            until: Some(now + TimeDelta::seconds(9)),
+            status: None,
+            reason: "daily quota of 10 USD is used up (12 USD)".to_owned(),
+        };
+        assert_eq!(of(Some(9)), wanted);
+        let other = Condition {
+            kind: ConditionKind::RateLimited,
+            ..of(None)
+        };
+        let (nothing, lift) = (QuotaChange::default(), true);
+        let set = |seconds| Some(of(Some(seconds)));
+        #[rustfmt::skip]
+        let rows = [
+            // What stands, until when something is used up, what is to be done.
+            (vec![other.clone()], None, nothing.clone()),
+            (vec![other.clone()], Some(Some(9)), QuotaChange { lift: false, set: set(9) }),
+            (vec![other.clone(), of(Some(9))], Some(Some(9)), nothing.clone()),
+            (vec![of(Some(9))], Some(Some(5)), QuotaChange { lift, set: set(5) }),
+            (vec![of(None)], Some(Some(5)), QuotaChange { lift, set: set(5) }),
+            (vec![of(None)], Some(None), nothing.clone()),
+            (vec![of(None)], None, QuotaChange { lift, set: None }),
+            // What has ended is nobody's business.
+            (vec![of(Some(0))], None, nothing),
+            (vec![of(Some(0))], Some(Some(5)), QuotaChange { lift: false, set: set(5) }),
+        ];
+        for (standing, used_up, wanted) in rows {
+            let used_up = used_up.map(exhausted);
+            let change = quota_change(&standing, used_up.as_ref(), now);
+            assert_eq!(change, wanted, "{standing:?} {used_up:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tollgate_filters::verdict::ErrorPolicy;
 use super::sticky::sticky;
 use super::*;
 use crate::config::SchedulingWeights;
+use crate::domain::account::quota::AccountQuota;
 use crate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials,
     ModelMapping, Multiplier, Objects,
@@ -51,6 +52,7 @@ fn account(id: i64) -> Account {
         expires_at: None,
         proxy: None,
         error_policy: ErrorPolicy::default(),
+        quota: AccountQuota::default(),
         extra: serde_json::Map::new(),
         paused: false,
         resumed_at: None,
@@ -193,6 +195,9 @@ fn reasons_not_to_be_chosen() {
         ("out for a while", plain(), with(TempUnschedulable, Some(1)), vec![], out(Some(1), false)),
         ("out until now", plain(), with(TempUnschedulable, Some(0)), vec![], Fit::Yes),
         ("error", plain(), with(Error, None), vec![], out(None, false)),
+        ("quota used up", plain(), with(QuotaExhausted, Some(1)), vec![], out(Some(1), false)),
+        ("quota used up until now", plain(), with(QuotaExhausted, Some(0)), vec![], Fit::Yes),
+        ("quota used up for good", plain(), with(QuotaExhausted, None), vec![], out(None, false)),
         ("failing", plain(), with(Failing, Some(1)), vec![], Fit::LastResort),
         ("failing until now", plain(), with(Failing, Some(0)), vec![], Fit::Yes),
         ("failing and excluded", plain(), with(Failing, Some(1)), vec![1], Fit::No(Unfit::Excluded)),

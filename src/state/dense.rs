@@ -15,13 +15,13 @@ const SEGMENTS: usize = 1024;
 type Segment<T> = Box<[OnceLock<Arc<T>>]>;
 
 /// See the module.
-pub(super) struct Dense<T> {
+pub(crate) struct Dense<T> {
     segments: Box<[OnceLock<Segment<T>>]>,
     far: RwLock<HashMap<i64, Arc<T>>>,
 }
 
 impl<T> Dense<T> {
-    pub(super) fn new() -> Dense<T> {
+    pub(crate) fn new() -> Dense<T> {
         Dense {
             segments: (0..SEGMENTS).map(|_| OnceLock::new()).collect(),
             far: RwLock::default(),
@@ -29,7 +29,7 @@ impl<T> Dense<T> {
     }
 
     /// Looks at a value, if it is there.
-    pub(super) fn read<R>(&self, id: i64, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
+    pub(crate) fn read<R>(&self, id: i64, look: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
         match place(id) {
             Some((segment, index)) => self.segments[segment].get()?[index].get().map(look),
             None => self.far.read().get(&id).map(look),
@@ -37,7 +37,7 @@ impl<T> Dense<T> {
     }
 
     /// Looks at a value, made first if it is not there.
-    pub(super) fn with<R>(
+    pub(crate) fn with<R>(
         &self,
         id: i64,
         make: impl FnOnce() -> Arc<T>,
@@ -57,7 +57,7 @@ impl<T> Dense<T> {
     }
 
     /// Looks at every value.
-    pub(super) fn for_each(&self, mut look: impl FnMut(&Arc<T>)) {
+    pub(crate) fn for_each(&self, mut look: impl FnMut(&Arc<T>)) {
         for segment in self.segments.iter().filter_map(OnceLock::get) {
             segment.iter().filter_map(OnceLock::get).for_each(&mut look);
         }

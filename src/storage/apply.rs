@@ -5,11 +5,13 @@
 
 mod accounts;
 mod api_keys;
+mod channels;
 mod columns;
 mod held;
 mod pass;
 mod prune;
 mod references;
+mod subscriptions;
 mod users;
 mod wanted;
 
@@ -21,8 +23,8 @@ use pass::Pass;
 /// How [`Store::apply`] goes about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ApplyOptions {
-    /// Disable groups, accounts, users, keys and error passthrough rules that the file does not
-    /// name, and drop price overrides it does not name.
+    /// Disable groups, accounts, users, keys, subscriptions, channels and error passthrough rules that
+    /// the file does not name, and drop price overrides it does not name.
     pub prune: bool,
     /// Only report what would be done.
     pub dry_run: bool,
@@ -63,7 +65,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StorageError::Invalid`] with every reference to a name that neither the file nor the
-    /// store knows, every account in a group of another platform, every name given twice and every key text used twice; nothing was applied.
+    /// store knows, every account in a group of another platform, every group with two channels, every
+    /// name given twice and every key text used twice; nothing was applied.
     pub async fn apply(
         &self,
         resources: &Resources,
@@ -77,6 +80,8 @@ impl Store {
         pass.users().await?;
         pass.accounts().await?;
         pass.api_keys().await?;
+        pass.subscriptions().await?;
+        pass.channels().await?;
         pass.error_rules().await?;
         pass.prices().await?;
         if options.prune {

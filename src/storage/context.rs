@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::StorageError;
 use super::convert::{from_json, millionths, to_json};
-use crate::domain::UsageRecord;
+use crate::domain::{Multiplier, PricingMode, UsageRecord};
 
 /// Contexts remembered with their ids; some hundred bytes each. A gateway has about as many at work
 /// as it has keys times accounts times models in use; what is forgotten is looked up again.
@@ -76,6 +76,44 @@ pub(super) struct Context<'a> {
     pub(super) usage_source: Cow<'a, str>,
     pub(super) client_disconnected: bool,
     pub(super) user_agent: Option<Cow<'a, str>>,
+    // What follows is not in contexts of earlier versions. It is left out where it says what those
+    // meant, so that their texts and ours stay the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) channel: Option<Cow<'a, str>>,
+    #[serde(default = "by_token", skip_serializing_if = "is_by_token")]
+    pub(super) billing_mode: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) billing_tier: Option<Cow<'a, str>>,
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub(super) priced: bool,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) account_rate_multiplier_millionths: i64,
+}
+
+fn by_token<'a>() -> Cow<'a, str> {
+    Cow::Borrowed(PricingMode::Token.as_str())
+}
+
+fn is_by_token(mode: &str) -> bool {
+    mode == PricingMode::Token.as_str()
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+const fn is_yes(priced: &bool) -> bool {
+    *priced
+}
+
+fn one() -> i64 {
+    millionths(Multiplier::ONE)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_one(multiplier: &i64) -> bool {
+    *multiplier == one()
 }
 
 impl<'a> Context<'a> {
@@ -118,6 +156,11 @@ impl<'a> Context<'a> {
             usage_source: Cow::Borrowed(r.usage_source.as_str()),
             client_disconnected: r.client_disconnected,
             user_agent: optional(&r.user_agent),
+            channel: optional(&r.channel),
+            billing_mode: Cow::Borrowed(r.billing_mode.as_str()),
+            billing_tier: optional(&r.billing_tier),
+            priced: r.priced,
+            account_rate_multiplier_millionths: millionths(r.account_rate_multiplier),
         }
     }
 
@@ -153,6 +196,7 @@ pub(super) fn key(r: &UsageRecord, key: &mut Vec<u8>) {
         r.group_id.0,
         r.account_id.0,
         millionths(r.rate_multiplier),
+        millionths(r.account_rate_multiplier),
     ] {
         key.extend_from_slice(&number.to_le_bytes());
     }
@@ -167,6 +211,8 @@ pub(super) fn key(r: &UsageRecord, key: &mut Vec<u8>) {
         r.billing_type as u8,
         r.usage_source as u8,
         r.platform as u8,
+        r.billing_mode as u8,
+        u8::from(r.priced),
     ]);
     for value in [
         &r.user,
@@ -192,6 +238,8 @@ pub(super) fn key(r: &UsageRecord, key: &mut Vec<u8>) {
         &r.service_tier,
         &r.reasoning_effort,
         &r.user_agent,
+        &r.channel,
+        &r.billing_tier,
     ] {
         optional(key, value);
     }
@@ -228,7 +276,7 @@ mod tests {
     /// Two records get one id exactly when they would be stored with the same JSON.
     #[test]
     fn the_key_tells_apart_what_the_json_tells_apart() {
-        let changes: [fn(&mut UsageRecord); 41] = [
+        let changes: [fn(&mut UsageRecord); 47] = [
             |_| {},
             |r| r.user_id.0 = 9,
             |r| r.user.push('x'),
@@ -259,6 +307,12 @@ mod tests {
             |r| r.usage_source = UsageSource::Estimated,
             |r| r.client_disconnected = !r.client_disconnected,
             |r| r.user_agent = None,
+            |r| r.channel = Some("c".to_owned()),
+            |r| r.billing_tier = Some("c".to_owned()),
+            |r| r.billing_mode = PricingMode::Image,
+            |r| r.billing_mode = PricingMode::PerRequest,
+            |r| r.priced = false,
+            |r| r.account_rate_multiplier.0 += 1,
             // A name that looks like two.
             |r| {
                 r.user = "alic".to_owned();
@@ -313,7 +367,7 @@ mod tests {
         }
         let distinct: std::collections::HashSet<&String> =
             described.iter().map(|(_, json)| json).collect();
-        assert_eq!(distinct.len(), 34);
+        assert_eq!(distinct.len(), 40);
         let text = &described[0].1;
         assert_eq!(&Context::from_json(text).unwrap().to_json().unwrap(), text);
     }

@@ -7,11 +7,12 @@ use serde::de::DeserializeOwned;
 use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::StorageError;
-use super::entities::{error_rule, price_override};
+use super::entities::{channel, error_rule, price_override};
 use super::seal::Sealer;
 use crate::domain::price::ModelPrice;
 use crate::domain::{
-    AccountType, Credentials, Money, Multiplier, Platform, Secret, SubscriptionType,
+    AccountType, BillingModelSource, Channel, ChannelId, Credentials, GroupId, ModelMapping, Money,
+    Multiplier, Platform, Secret, SubscriptionStatus, SubscriptionType,
 };
 
 /// Milliseconds since 1970 UTC.
@@ -86,6 +87,44 @@ pub(super) fn subscription_type(name: &str) -> Result<SubscriptionType, StorageE
         .into_iter()
         .find(|t| subscription_name(*t) == name)
         .ok_or_else(|| corrupt("a subscription type", &name))
+}
+
+/// A subscription's status by its stored name.
+pub(super) fn subscription_status(name: &str) -> Result<SubscriptionStatus, StorageError> {
+    [
+        SubscriptionStatus::Active,
+        SubscriptionStatus::Suspended,
+        SubscriptionStatus::Expired,
+    ]
+    .into_iter()
+    .find(|status| status.as_str() == name)
+    .ok_or_else(|| corrupt("a subscription's status", &name))
+}
+
+/// What a channel's `options` hold.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct ChannelOptions {
+    pub(super) model_mapping: BTreeMap<Platform, BTreeMap<String, String>>,
+    pub(super) restrict_models: bool,
+    pub(super) billing_model_source: BillingModelSource,
+}
+
+/// A channel from its row and the ids of its groups.
+pub(super) fn channel(row: channel::Model, groups: Vec<GroupId>) -> Result<Channel, StorageError> {
+    let options: ChannelOptions = from_json(&row.options)?;
+    let mapping = options.model_mapping.into_iter();
+    Ok(Channel {
+        id: ChannelId(row.id),
+        enabled: row.enabled,
+        groups,
+        model_mapping: mapping
+            .map(|(platform, pairs)| (platform, ModelMapping::new(pairs)))
+            .collect(),
+        restrict_models: options.restrict_models,
+        billing_model_source: options.billing_model_source,
+        prices: from_json(&row.prices)?,
+        name: row.name,
+    })
 }
 
 /// A value as JSON text. Maps and lists of strings and JSON values always serialise.

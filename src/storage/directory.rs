@@ -5,23 +5,24 @@ use std::collections::HashMap;
 
 use sea_orm::{DatabaseTransaction, EntityTrait, QueryOrder, QuerySelect};
 use tollgate_filters::passthrough::Rule;
-use tollgate_filters::verdict::ErrorPolicy;
 
 use super::convert::{
-    account_type, error_rule, from_json, multiplier, optional_time, platform, price, strings,
-    subscription_type, unseal_credentials, unseal_proxy, whole,
+    account_type, channel as channel_from_row, error_rule, from_json, multiplier, optional_time,
+    platform, price, strings, subscription_status, subscription_type, time, unseal_credentials,
+    unseal_proxy, whole,
 };
 use super::entities::{
-    account, account_group, api_key, error_rule as rule, group, price_override, user,
-    user_multiplier,
+    account, account_group, api_key, channel, channel_group, error_rule as rule, group,
+    price_override, subscription, user, user_multiplier,
 };
 use super::seal::Sealer;
 use super::{StorageError, Store, meta};
 use crate::domain::account::options;
 use crate::domain::price::PriceMap;
 use crate::domain::{
-    Account, AccountId, ApiKey, ApiKeyId, ApiKeyStatus, Directory, Group, GroupId, KeyHash, Money,
-    Multiplier, Objects, User, UserId, UserStatus,
+    Account, AccountId, ApiKey, ApiKeyId, ApiKeyStatus, Channel, Directory, Group, GroupId,
+    KeyHash, Money, Multiplier, Objects, Subscription, SubscriptionId, SubscriptionStatus, User,
+    UserId, UserStatus,
 };
 
 impl Store {
@@ -41,6 +42,8 @@ impl Store {
         let accounts = accounts(&txn, &self.inner.sealer).await?;
         let users = users(&txn).await?;
         let keys = keys(&txn).await?;
+        let subscriptions = subscriptions(&txn).await?;
+        let channels = channels(&txn).await?;
         let rules = error_rules(&txn).await?;
         let prices = price_overrides(&txn).await?;
         txn.rollback().await?;
@@ -50,8 +53,8 @@ impl Store {
             accounts,
             users,
             keys,
-            subscriptions: Vec::new(),
-            channels: Vec::new(),
+            subscriptions,
+            channels,
             error_rules: rules,
             price_overrides: prices,
         }))
@@ -153,7 +156,8 @@ async fn accounts(
                 schedulable: row.schedulable,
                 expires_at: optional_time(row.expires_at)?,
                 proxy: unseal_proxy(sealer, row.proxy_sealed.as_deref(), &row.name)?,
-                error_policy: error_policy(&row.name, &extra),
+                error_policy: understood(&row.name, options::error_policy(&extra)),
+                quota: understood(&row.name, options::account_quota(&extra)),
                 extra,
                 paused: row.paused,
                 resumed_at: optional_time(row.resumed_at)?,
@@ -163,14 +167,13 @@ async fn accounts(
         .collect()
 }
 
-/// What an account's options say about its errors. What cannot be read (an earlier version stored
-/// options as they were written) is said and left out: the account goes on without it.
-fn error_policy(name: &str, extra: &serde_json::Map<String, serde_json::Value>) -> ErrorPolicy {
-    let (policy, problems) = options::error_policy(extra);
+/// What an account's options say. What cannot be read (an earlier version stored options as they were
+/// written) is said and left out: the account goes on without it.
+fn understood<T>(name: &str, (read, problems): (T, Vec<String>)) -> T {
     for problem in problems {
         log::warn!("accounts/{name}: extra.{problem}; left out");
     }
-    policy
+    read
 }
 
 async fn users(txn: &DatabaseTransaction) -> Result<Vec<User>, StorageError> {
@@ -229,6 +232,46 @@ async fn keys(txn: &DatabaseTransaction) -> Result<Vec<ApiKey>, StorageError> {
                 ip_deny: strings(&row.ip_deny)?,
                 name: row.name,
             })
+        })
+        .collect()
+}
+
+/// A disabled one is suspended, whatever its status.
+async fn subscriptions(txn: &DatabaseTransaction) -> Result<Vec<Subscription>, StorageError> {
+    let rows = subscription::Entity::find().all(txn).await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Subscription {
+                id: SubscriptionId(row.id),
+                user: UserId(row.user_id),
+                group: GroupId(row.group_id),
+                starts_at: time(row.starts_at)?,
+                expires_at: time(row.expires_at)?,
+                status: if row.enabled {
+                    subscription_status(&row.status)?
+                } else {
+                    SubscriptionStatus::Suspended
+                },
+            })
+        })
+        .collect()
+}
+
+async fn channels(txn: &DatabaseTransaction) -> Result<Vec<Channel>, StorageError> {
+    let mut groups: HashMap<i64, Vec<GroupId>> = HashMap::new();
+    let links = channel_group::Entity::find()
+        .order_by_asc(channel_group::Column::GroupId)
+        .all(txn)
+        .await?;
+    for link in links {
+        let groups = groups.entry(link.channel_id).or_default();
+        groups.push(GroupId(link.group_id));
+    }
+    let rows = channel::Entity::find().all(txn).await?;
+    rows.into_iter()
+        .map(|row| {
+            let groups = groups.remove(&row.id).unwrap_or_default();
+            channel_from_row(row, groups)
         })
         .collect()
 }

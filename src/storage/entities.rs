@@ -5,8 +5,11 @@
 pub mod account;
 pub mod account_group;
 pub mod api_key;
+pub mod channel;
+pub mod channel_group;
 pub mod error_rule;
 pub mod group;
 pub mod price_override;
+pub mod subscription;
 pub mod user;
 pub mod user_multiplier;

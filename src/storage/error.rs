@@ -19,11 +19,14 @@ pub enum StorageError {
     /// A name that does not exist.
     #[error("there is no {kind} named {name}")]
     NotFound {
-        /// `group`, `account`, `user` or `key`.
+        /// `group`, `account`, `user`, `key` or `usage record`.
         kind: &'static str,
         /// The name (or names, comma-separated) that was asked for.
         name: String,
     },
+    /// It was done before, and not in the same way: what was, and how.
+    #[error("{0}")]
+    Conflict(String),
     /// The request makes no sense; every reason, one a line.
     #[error("{}", .0.join("\n"))]
     Invalid(Vec<String>),

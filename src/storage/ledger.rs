@@ -1,22 +1,22 @@
 //! The ledger: every change of a balance is one entry, and a balance is the sum of its entries.
 //! Both are written in one transaction, and never apart: here, and for the charges of requests in
-//! `settle.rs`.
+//! `settle.rs`. What commands enter is in `ledger/commands.rs`; `ledger/verify.rs` looks whether all
+//! of it still agrees.
+
+mod commands;
+mod verify;
 
 use std::collections::BTreeMap;
 
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Value,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, Value};
 
+pub use commands::{Counted, Posted, Posting, Reversals};
+pub use verify::LedgerMismatch;
+
+use super::StorageError;
 use super::convert::now_millis;
-use super::entities::user;
 use super::rows::{chunks, statement, tuples};
-use super::{StorageError, Store, meta};
 use crate::domain::{Money, UserId};
-
-/// Largest balance either way, in nano-dollars: nine billion dollars, short of `i64`'s range, so
-/// that no sum can leave it unnoticed.
-const MAX_BALANCE_NANOS: i64 = 9_000_000_000_000_000_000;
 
 /// What an entry is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +25,8 @@ pub(super) enum EntryKind {
     Credit,
     /// An operator's correction downwards.
     Adjustment,
+    /// The charge of a request given back.
+    Reversal,
 }
 
 impl EntryKind {
@@ -32,6 +34,7 @@ impl EntryKind {
         match self {
             EntryKind::Credit => "credit",
             EntryKind::Adjustment => "adjustment",
+            EntryKind::Reversal => "reversal",
         }
     }
 }
@@ -42,18 +45,7 @@ pub(super) struct Entry<'a> {
     pub(super) kind: EntryKind,
     pub(super) amount: Money,
     pub(super) request_id: Option<&'a str>,
-    pub(super) note: Option<&'a str>,
-}
-
-/// A user whose balance is not the sum of the ledger entries. There should never be one.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct LedgerMismatch {
-    /// The user's name.
-    pub user: String,
-    /// The stored balance.
-    pub balance: Money,
-    /// The sum of the entries.
-    pub entries: Money,
+    pub(super) posting: Posting<'a>,
 }
 
 /// Appends entries and moves the balances of their users by the same amounts.
@@ -64,9 +56,9 @@ pub(super) async fn post(
     let created_at = now_millis();
     for chunk in chunks(entries) {
         let sql = format!(
-            "INSERT INTO ledger_entries (user_id, kind, amount_nanos, request_id, note, created_at) \
-             VALUES {}",
-            tuples(chunk.len(), 6)
+            "INSERT INTO ledger_entries (user_id, kind, amount_nanos, request_id, note, \
+             idempotency_key, command, created_at) VALUES {}",
+            tuples(chunk.len(), 8)
         );
         let values = chunk.iter().flat_map(|entry| {
             [
@@ -74,7 +66,9 @@ pub(super) async fn post(
                 entry.kind.as_str().into(),
                 entry.amount.0.into(),
                 entry.request_id.map(str::to_owned).into(),
-                entry.note.map(str::to_owned).into(),
+                entry.posting.note.map(str::to_owned).into(),
+                entry.posting.idempotency_key.map(str::to_owned).into(),
+                entry.posting.command.map(str::to_owned).into(),
                 created_at.into(),
             ]
         });
@@ -113,64 +107,6 @@ pub(super) async fn add(
     Ok(())
 }
 
-impl Store {
-    /// Adds `amount` to a balance, with a ledger entry; a negative amount takes it away and is
-    /// entered as an adjustment. Returns the new balance.
-    ///
-    /// # Errors
-    /// [`StorageError::NotFound`] for an unknown user; [`StorageError::Invalid`] for an amount of
-    /// nothing or a balance beyond nine billion dollars.
-    pub async fn credit(&self, user: &str, amount: Money) -> Result<Money, StorageError> {
-        if amount == Money::ZERO {
-            return Err(StorageError::Invalid(vec!["amount: is zero".to_owned()]));
-        }
-        let txn = self.begin_write().await?;
-        let (id, balance) = find_balance(&txn, user).await?;
-        let new = balance.0.checked_add(amount.0);
-        if new.is_none_or(|new| new.unsigned_abs() > MAX_BALANCE_NANOS.unsigned_abs()) {
-            return Err(StorageError::Invalid(vec![format!(
-                "amount: {amount} takes the balance of {user} ({balance}) out of range"
-            )]));
-        }
-        let entry = Entry {
-            user: UserId(id),
-            kind: kind_of(amount),
-            amount,
-            request_id: None,
-            note: None,
-        };
-        post(&txn, &[entry]).await?;
-        let (_, balance) = find_balance(&txn, user).await?;
-        meta::bump_version(&txn).await?;
-        txn.commit().await?;
-        Ok(balance)
-    }
-
-    /// Users whose balance is not the sum of their ledger entries; empty when all is well.
-    ///
-    /// # Errors
-    /// [`StorageError`] when the database cannot be read.
-    pub async fn verify_ledger(&self) -> Result<Vec<LedgerMismatch>, StorageError> {
-        let sql = "SELECT u.name, u.balance_nanos, COALESCE(SUM(e.amount_nanos), 0) AS entries \
-                   FROM users u LEFT JOIN ledger_entries e ON e.user_id = u.id \
-                   GROUP BY u.id HAVING u.balance_nanos <> entries ORDER BY u.name";
-        self.inner
-            .pools
-            .reader
-            .query_all_raw(statement(sql, Vec::new()))
-            .await?
-            .iter()
-            .map(|row| {
-                Ok(LedgerMismatch {
-                    user: row.try_get_by_index(0)?,
-                    balance: Money(row.try_get_by_index(1)?),
-                    entries: Money(row.try_get_by_index(2)?),
-                })
-            })
-            .collect()
-    }
-}
-
 /// A correction downwards is an adjustment, everything else a credit.
 pub(super) fn kind_of(amount: Money) -> EntryKind {
     if amount < Money::ZERO {
@@ -178,20 +114,4 @@ pub(super) fn kind_of(amount: Money) -> EntryKind {
     } else {
         EntryKind::Credit
     }
-}
-
-async fn find_balance(txn: &DatabaseTransaction, name: &str) -> Result<(i64, Money), StorageError> {
-    let found: Option<(i64, i64)> = user::Entity::find()
-        .select_only()
-        .columns([user::Column::Id, user::Column::BalanceNanos])
-        .filter(user::Column::Name.eq(name))
-        .into_tuple()
-        .one(txn)
-        .await?;
-    found
-        .map(|(id, nanos)| (id, Money(nanos)))
-        .ok_or_else(|| StorageError::NotFound {
-            kind: "user",
-            name: name.to_owned(),
-        })
 }

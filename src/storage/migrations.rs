@@ -8,6 +8,8 @@ use super::StorageError;
 mod m20261121_000001_initial;
 mod m20261121_000002_conditions_and_rules;
 mod m20261121_000003_records_in_context;
+mod m20261125_000004_money;
+mod m20261125_000005_usage_by_key;
 
 struct Migrator;
 
@@ -17,6 +19,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000001_initial::Migration),
             Box::new(m20261121_000002_conditions_and_rules::Migration),
             Box::new(m20261121_000003_records_in_context::Migration),
+            Box::new(m20261125_000004_money::Migration),
+            Box::new(m20261125_000005_usage_by_key::Migration),
         ]
     }
 }

@@ -25,8 +25,9 @@ const FILE: &str = "tollgate.db";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between tries to switch a new file to WAL, for which SQLite does not wait by itself.
 const WAL_RETRY: Duration = Duration::from_millis(20);
-/// Reading connections: the directory, the command line and the admin listener at once.
-const READERS: u32 = 4;
+/// Reading connections: four for what keys have used (as many as `proxy/usage/reports.rs` reads at
+/// once), which leaves others for the directory and the rest.
+const READERS: u32 = 6;
 
 /// The pools of one database.
 pub(super) struct Pools {

@@ -1,5 +1,5 @@
-//! Settled requests become records, ledger entries, balances and used quotas: one transaction a
-//! batch, exactly once by request id, however often a batch is repeated.
+//! Settled requests become records, ledger entries, balances, used quotas and windows: one
+//! transaction a batch, exactly once by request id, however often a batch is repeated.
 //!
 //! Every request ends here, so this speaks to sqlx itself: few values a record, few statements a
 //! batch, each prepared once.
@@ -8,14 +8,18 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
+use chrono_tz::Tz;
 use sea_orm::sqlx::sqlite::{Sqlite, SqliteArguments};
 use sea_orm::sqlx::{self, Arguments, AssertSqlSafe, Executor, Row, SqliteConnection};
 
 use super::context::{self, Context};
 use super::convert::{millis, now_millis, to_json};
 use super::rows::tuples;
-use super::{StorageError, Store};
-use crate::domain::{ApiKeyId, BillingType, Money, UsageRecord, UserId};
+use super::windows::{AccountUsage, Touched};
+use super::{StorageError, Store, reports, watermark};
+use crate::domain::{
+    AccountId, ApiKeyId, BillingType, JournalPosition, Money, UsageRecord, UserId,
+};
 
 /// No request costs more than a million dollars; a record that says so comes from a provider that
 /// reports nonsense. It is held to this, so that one record can never overflow a balance and with
@@ -31,21 +35,31 @@ pub struct Settled {
     pub balances: Vec<(UserId, Money)>,
     /// The used quota after it of every key named in the batch, in id order.
     pub spend: Vec<(ApiKeyId, Money)>,
+    /// What the accounts of new records have come to, in id order.
+    pub accounts: Vec<(AccountId, AccountUsage)>,
     /// Records that were new.
     pub inserted: usize,
 }
 
 impl Store {
-    /// Writes a batch of records and charges for those that are new. A record whose request id is
-    /// known already (or came earlier in the batch) is passed over.
+    /// Writes a batch of records, charges for those that are new and counts them in the windows of
+    /// their key, their subscription and their account, in their order. A record whose request id is
+    /// known already (or came earlier in the batch) is passed over. With it goes the journal's
+    /// watermark: everything before `upto` is in this batch or in those before it. Days of windows
+    /// are those of `tz`.
     ///
     /// # Errors
     /// [`StorageError`]; then nothing of the batch was written, and it may be given again.
-    pub async fn settle<R>(&self, batch: &[R]) -> Result<Settled, StorageError>
+    pub async fn settle<R>(
+        &self,
+        batch: &[R],
+        upto: Option<JournalPosition>,
+        tz: Tz,
+    ) -> Result<Settled, StorageError>
     where
         R: Borrow<UsageRecord> + Sync,
     {
-        if batch.is_empty() {
+        if batch.is_empty() && upto.is_none() {
             return Ok(Settled::default());
         }
         let batch: Vec<&UsageRecord> = batch.iter().map(Borrow::borrow).collect();
@@ -55,6 +69,7 @@ impl Store {
         let (new, before) = insert(&mut txn, &batch, &contexts).await?;
         if !new.is_empty() {
             enter(&mut txn, before).await?;
+            reports::count(&mut txn, &new).await?;
         }
         // Nobody is left out, so that the caller learns every balance.
         let mut by_user: BTreeMap<i64, i64> = batch.iter().map(|r| (r.user_id.0, 0)).collect();
@@ -71,6 +86,12 @@ impl Store {
         }
         let balances = add(&mut txn, ADD_TO_BALANCES, by_user).await?;
         let spend = add(&mut txn, ADD_TO_QUOTAS, by_key).await?;
+        let mut windows = Touched::read(&mut txn, &new).await?;
+        windows.add(&new, tz);
+        windows.write(&mut txn).await?;
+        if let Some(upto) = upto {
+            watermark::move_to(&mut txn, upto).await?;
+        }
         let inserted = new.len();
         txn.commit().await?;
         self.inner.contexts.lock().extend(added);
@@ -83,6 +104,7 @@ impl Store {
                 .into_iter()
                 .map(|(id, sum)| (ApiKeyId(id), Money(sum)))
                 .collect(),
+            accounts: windows.into_accounts(),
             inserted,
         })
     }
@@ -228,11 +250,22 @@ async fn add(
 }
 
 /// What the record charges, held to [`MAX_AMOUNT`].
-fn charged(record: &UsageRecord) -> Money {
+pub(super) fn charged(record: &UsageRecord) -> Money {
     record.charge.clamp(Money::ZERO, MAX_AMOUNT)
 }
 
-fn count(tokens: u64) -> i64 {
+/// What the record's account counts, held to [`MAX_AMOUNT`].
+pub(super) fn account_cost(record: &UsageRecord) -> Money {
+    record.account_cost().clamp(Money::ZERO, MAX_AMOUNT)
+}
+
+/// What the record costs, held to [`MAX_AMOUNT`].
+pub(super) fn cost(record: &UsageRecord) -> Money {
+    record.cost.clamp(Money::ZERO, MAX_AMOUNT)
+}
+
+/// A count as it is stored, held to [`MAX_COUNT`].
+pub(super) fn count(tokens: u64) -> i64 {
     i64::try_from(tokens.min(MAX_COUNT)).unwrap_or(i64::MAX)
 }
 
@@ -299,7 +332,7 @@ fn bind(to: &mut SqliteArguments, r: &UsageRecord, context: i64) -> Result<(), S
     add(to, count(tokens.cache_read))?;
     add(to, count(tokens.image_output))?;
     add(to, i64::from(r.image_count))?;
-    add(to, r.cost.clamp(Money::ZERO, MAX_AMOUNT).0)?;
+    add(to, cost(r).0)?;
     add(to, charged(r).0)?;
     add(to, count(r.duration_ms))?;
     add(to, r.first_token_ms.map(count))?;

@@ -2,17 +2,24 @@
 
 mod applying;
 mod keeping;
+mod ledger;
 mod opening;
 mod operating;
+mod paying;
 mod reading;
+mod reporting;
 mod settling;
+mod windows;
+
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use tempfile::TempDir;
 use tollgate_filters::passthrough::{MatchMode, Rule};
 use tollgate_filters::usage::TokenUsage;
 
-use super::{ApplyOptions, ApplyReport, Store};
+use super::{ApplyOptions, ApplyReport, Posting, Store};
 use crate::config::resources::{
     AccountResource, ApiKeyResource, GroupResource, Resources, UserResource,
 };
@@ -157,6 +164,7 @@ fn resources() -> Resources {
         ],
         error_passthrough_rules: vec![rule("busy", 5)],
         prices: [("gpt-5".to_owned(), price)].into(),
+        ..Resources::default()
     }
 }
 

@@ -1,79 +1,48 @@
-//! Questions about past requests: totals, and the records themselves page by page.
+//! Questions about past requests: which are meant, and the records themselves page by page. Their totals
+//! are in `totals.rs`.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryResult, QuerySelect};
+use sea_orm::{ConnectionTrait, QueryResult, Value};
 
 use super::context::{self, Context};
 use super::convert::{from_json, millis, multiplier, time, whole};
-use super::entities::user;
 use super::rows::statement;
 use super::{StorageError, Store};
 use crate::domain::{AttemptTrace, Money, Multiplier};
 
-/// What usage totals are grouped by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UsageBy {
-    /// User name.
-    User,
-    /// API key name.
-    Key,
-    /// Account name.
-    Account,
-    /// Billed model.
-    Model,
-    /// Group name.
-    Group,
+/// Which records are wanted. Names are those of the time of the record.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UsageFilter {
+    /// Requests that arrived at or after this moment …
+    pub since: DateTime<Utc>,
+    /// … and before this one.
+    pub until: Option<DateTime<Utc>>,
+    /// Only those of this user.
+    pub user: Option<String>,
+    /// Only those with this API key.
+    pub key: Option<String>,
+    /// Only those of which this account made the last attempt.
+    pub account: Option<String>,
+    /// Only those billed as this model.
+    pub model: Option<String>,
+    /// Only those in this group.
+    pub group: Option<String>,
 }
 
-impl UsageBy {
-    fn column(self) -> &'static str {
-        match self {
-            UsageBy::User => "user_name",
-            UsageBy::Key => "api_key_name",
-            UsageBy::Account => "account_name",
-            UsageBy::Model => "model",
-            UsageBy::Group => "group_name",
+impl UsageFilter {
+    /// Everything since a moment.
+    pub fn since(moment: DateTime<Utc>) -> UsageFilter {
+        UsageFilter {
+            since: moment,
+            ..UsageFilter::default()
         }
     }
 }
 
-/// Sums over the requests of one user, key, account, model or group, or of all.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct UsageTotal {
-    /// Of whom or what; `None` = everything.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Records.
-    pub requests: u64,
-    /// Input tokens, without cached ones.
-    pub input_tokens: u64,
-    /// Output tokens.
-    pub output_tokens: u64,
-    /// Tokens written to a cache.
-    pub cache_creation_tokens: u64,
-    /// Of those, to the 5-minute cache.
-    pub cache_creation_5m_tokens: u64,
-    /// Of those, to the 1-hour cache.
-    pub cache_creation_1h_tokens: u64,
-    /// Input tokens read from a cache.
-    pub cache_read_tokens: u64,
-    /// Output tokens of images.
-    pub image_output_tokens: u64,
-    /// Images.
-    pub image_count: u64,
-    /// USD at list price.
-    pub cost: Money,
-    /// USD that users paid.
-    pub charge: Money,
-}
-
-/// Which records are wanted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct UsageFilter {
-    /// Requests that arrived at or after this moment.
-    pub since: DateTime<Utc>,
-    /// Only those of this user.
-    pub user: Option<String>,
+/// Conditions on `usage_entries` in SQL, with their values in the same order.
+pub(super) struct Conditions {
+    pub(super) sql: Vec<String>,
+    pub(super) values: Vec<Value>,
 }
 
 /// Where a page of records ended.
@@ -119,7 +88,12 @@ pub struct UsageRecordView {
     pub cost: Money,
     pub charge: Money,
     pub rate_multiplier: Multiplier,
+    pub account_rate_multiplier: Multiplier,
     pub billing_type: String,
+    pub billing_mode: String,
+    pub billing_tier: Option<String>,
+    pub channel: Option<String>,
+    pub priced: bool,
     pub service_tier: Option<String>,
     pub reasoning_effort: Option<String>,
     pub attempts: u32,
@@ -134,6 +108,52 @@ pub struct UsageRecordView {
 }
 
 impl UsageRecordView {
+    /// The names of the fields as they are written, in their order.
+    pub const FIELDS: [&str; 42] = [
+        "request_id",
+        "client_request_id",
+        "upstream_request_id",
+        "created_at",
+        "user",
+        "api_key",
+        "group",
+        "fallback_from_group",
+        "account",
+        "platform",
+        "endpoint",
+        "upstream_endpoint",
+        "requested_model",
+        "model",
+        "upstream_model",
+        "model_mapping_chain",
+        "stream",
+        "status",
+        "outcome",
+        "input_tokens",
+        "output_tokens",
+        "cache_creation_tokens",
+        "cache_creation_5m_tokens",
+        "cache_creation_1h_tokens",
+        "cache_read_tokens",
+        "image_output_tokens",
+        "image_count",
+        "cost",
+        "charge",
+        "rate_multiplier",
+        "billing_type",
+        "service_tier",
+        "reasoning_effort",
+        "attempts",
+        "account_switches",
+        "attempt_trail",
+        "duration_ms",
+        "first_token_ms",
+        "usage_source",
+        "client_disconnected",
+        "ip",
+        "user_agent",
+    ];
+
     /// The cursor with which the page after this record begins.
     pub fn cursor(&self) -> UsageCursor {
         UsageCursor {
@@ -144,122 +164,120 @@ impl UsageRecordView {
 }
 
 impl Store {
-    /// Sums over the requests since a moment; grouped ones in order of charge, the largest first.
-    /// Without grouping there is exactly one, also when there were no requests.
-    ///
-    /// # Errors
-    /// [`StorageError`] when the database cannot be read.
-    pub async fn usage_totals(
-        &self,
-        since: DateTime<Utc>,
-        by: Option<UsageBy>,
-    ) -> Result<Vec<UsageTotal>, StorageError> {
-        let sums = [
-            "input_tokens",
-            "output_tokens",
-            "cache_creation_tokens",
-            "cache_creation_5m_tokens",
-            "cache_creation_1h_tokens",
-            "cache_read_tokens",
-            "image_output_tokens",
-            "image_count",
-            "cost_nanos",
-            "charge_nanos",
-        ]
-        .map(|column| format!("COALESCE(SUM({column}), 0)"))
-        .join(", ");
-        // CROSS JOIN: by time, then to the context, never the other way round.
-        let sql = match by {
-            None => {
-                format!("SELECT NULL, COUNT(*), {sums} FROM usage_entries WHERE created_at >= ?")
-            }
-            Some(by) => format!(
-                "SELECT c.{}, COUNT(*), {sums} \
-                 FROM usage_entries e CROSS JOIN usage_contexts c ON c.id = e.context_id \
-                 WHERE created_at >= ? \
-                 GROUP BY 1 ORDER BY SUM(charge_nanos) DESC, SUM(cost_nanos) DESC, 1",
-                by.column()
-            ),
-        };
-        self.inner
-            .pools
-            .reader
-            .query_all_raw(statement(sql, vec![millis(since).into()]))
-            .await?
-            .iter()
-            .map(|row| {
-                let count = |index| whole::<u64>(row.try_get_by_index(index)?);
-                Ok(UsageTotal {
-                    name: row.try_get_by_index(0)?,
-                    requests: count(1)?,
-                    input_tokens: count(2)?,
-                    output_tokens: count(3)?,
-                    cache_creation_tokens: count(4)?,
-                    cache_creation_5m_tokens: count(5)?,
-                    cache_creation_1h_tokens: count(6)?,
-                    cache_read_tokens: count(7)?,
-                    image_output_tokens: count(8)?,
-                    image_count: count(9)?,
-                    cost: Money(row.try_get_by_index(10)?),
-                    charge: Money(row.try_get_by_index(11)?),
-                })
-            })
-            .collect()
-    }
-
     /// A page of records, oldest first; the next page begins after the last one's
     /// [`cursor`](UsageRecordView::cursor). An empty page is the end.
     ///
     /// # Errors
-    /// [`StorageError::NotFound`] when the filter names a user that does not exist.
+    /// [`StorageError::NotFound`] when the filter names a user, key, account or group that does not exist.
     pub async fn usage_records(
         &self,
         filter: &UsageFilter,
         after: Option<UsageCursor>,
         limit: u64,
     ) -> Result<Vec<UsageRecordView>, StorageError> {
-        let reader = &self.inner.pools.reader;
-        let (of_user, mut values) = match &filter.user {
-            None => ("", Vec::new()),
-            Some(name) => {
-                let id: Option<i64> = user::Entity::find()
-                    .select_only()
-                    .column(user::Column::Id)
-                    .filter(user::Column::Name.eq(name.as_str()))
-                    .into_tuple()
-                    .one(reader)
-                    .await?;
-                let id = id.ok_or_else(|| StorageError::NotFound {
-                    kind: "user",
-                    name: name.clone(),
-                })?;
-                ("e.user_id = ? AND", vec![id.into()])
-            }
-        };
+        let Conditions {
+            mut sql,
+            mut values,
+        } = self.conditions(filter).await?;
         // One lower bound, never both: with two, SQLite may seek to the earlier one and read every
         // page before this one again.
-        let from = match after {
+        match after {
             None => {
                 values.push(millis(filter.since).into());
-                "e.created_at >= ?"
+                sql.push("created_at >= ?".to_owned());
             }
             Some(after) => {
                 values.extend([after.created_at.into(), after.id.into()]);
-                "(e.created_at, e.id) > (?, ?)"
+                sql.push("(created_at, e.id) > (?, ?)".to_owned());
             }
         };
         values.push(limit.into());
         let sql = format!(
             "SELECT e.*, c.details \
              FROM usage_entries e CROSS JOIN usage_contexts c ON c.id = e.context_id \
-             WHERE {of_user} {from} ORDER BY e.created_at, e.id LIMIT ?"
+             WHERE {} ORDER BY e.created_at, e.id LIMIT ?",
+            sql.join(" AND ")
         );
-        reader
+        self.inner
+            .pools
+            .reader
             .query_all_raw(statement(sql, values))
             .await?
             .iter()
             .map(view)
             .collect()
+    }
+
+    /// What a filter asks of the rows of `usage_entries`, but for the moment they begin with.
+    pub(super) async fn conditions(
+        &self,
+        filter: &UsageFilter,
+    ) -> Result<Conditions, StorageError> {
+        let mut sql = Vec::new();
+        let mut values: Vec<Value> = Vec::new();
+        if let Some(name) = &filter.user {
+            // By id: there is an index for it.
+            values.push(self.id_of("user", "users", name).await?.into());
+            sql.push("user_id = ?".to_owned());
+        }
+        if let Some(until) = filter.until {
+            values.push(millis(until).into());
+            sql.push("created_at < ?".to_owned());
+        }
+        for (kind, table, name) in [
+            ("key", "api_keys", &filter.key),
+            ("account", "accounts", &filter.account),
+            ("group", "groups", &filter.group),
+        ] {
+            if let Some(name) = name {
+                // Nothing found should not be what a slip of the pen leads to.
+                self.id_of(kind, table, name).await?;
+            }
+        }
+        let of_context: Vec<(&str, &String)> = [
+            ("api_key_name", &filter.key),
+            ("account_name", &filter.account),
+            ("group_name", &filter.group),
+            ("model", &filter.model),
+        ]
+        .into_iter()
+        .filter_map(|(column, name)| Some((column, name.as_ref()?)))
+        .collect();
+        if !of_context.is_empty() {
+            // SQLite makes the list once, and every row asks it.
+            let columns: Vec<String> = of_context
+                .iter()
+                .map(|(column, _)| format!("{column} = ?"))
+                .collect();
+            sql.push(format!(
+                "context_id IN (SELECT id FROM usage_contexts WHERE {})",
+                columns.join(" AND ")
+            ));
+            values.extend(of_context.into_iter().map(|(_, name)| name.as_str().into()));
+        }
+        Ok(Conditions { sql, values })
+    }
+
+    async fn id_of(
+        &self,
+        kind: &'static str,
+        table: &str,
+        name: &str,
+    ) -> Result<i64, StorageError> {
+        let sql = format!("SELECT id FROM {table} WHERE name = ?");
+        let row = self
+            .inner
+            .pools
+            .reader
+            .query_one_raw(statement(sql, vec![name.into()]))
+            .await?;
+        match row {
+            Some(row) => Ok(row.try_get_by_index(0)?),
+            None => Err(StorageError::NotFound {
+                kind,
+                name: name.to_owned(),
+            }),
+        }
     }
 }
 
@@ -303,7 +321,12 @@ fn view(row: &QueryResult) -> Result<UsageRecordView, StorageError> {
         cost: Money(number("cost_nanos")?),
         charge: Money(number("charge_nanos")?),
         rate_multiplier: multiplier(context.rate_multiplier_millionths)?,
+        account_rate_multiplier: multiplier(context.account_rate_multiplier_millionths)?,
         billing_type: context.billing_type.into_owned(),
+        billing_mode: context.billing_mode.into_owned(),
+        billing_tier: context.billing_tier.map(Into::into),
+        channel: context.channel.map(Into::into),
+        priced: context.priced,
         service_tier: context.service_tier.map(Into::into),
         reasoning_effort: context.reasoning_effort.map(Into::into),
         attempts: context.attempts,

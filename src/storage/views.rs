@@ -1,12 +1,15 @@
 //! The configured objects as the command line shows them: serialisable, with names in place of
 //! ids, and without any secret.
 
+mod paid;
 mod queries;
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
+
+pub use paid::{ChannelView, SubscriptionView, WindowView};
 
 use crate::domain::{
     AccountStatus, AccountType, ApiKeyStatus, ConditionKind, ModelMapping, Money, Multiplier,
@@ -154,7 +157,7 @@ pub struct UserView {
     pub enabled: bool,
     /// The sum of the ledger entries.
     pub balance: Money,
-    /// Held by running requests. The store knows of none: zero, until live state fills it in.
+    /// Held by running requests, as whoever asked for the view knows them.
     pub reserved: Money,
     /// `balance − reserved`.
     pub available: Money,

@@ -712,8 +712,12 @@ async fn keys_and_credentials_are_stored_unreadably() {
     gateway.only_record().await;
     gateway.finish();
     let mut read = 0;
-    for entry in std::fs::read_dir(gateway.data()).unwrap() {
-        let path = entry.unwrap().path();
+    let files = |folder: std::path::PathBuf| {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+    };
+    let journal = files(gateway.data().join("journal"));
+    for path in files(gateway.data()).chain(journal) {
         let bytes = std::fs::read(&path).unwrap();
         read += bytes.len();
         for secret in [KEY, "sk-a1"] {

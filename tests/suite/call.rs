@@ -91,6 +91,8 @@ pub struct Head {
     pub content_type: String,
     /// `x-request-id`.
     pub request_id: String,
+    /// The connection takes no other request.
+    pub closes: bool,
 }
 
 impl Call {
@@ -145,12 +147,14 @@ impl Call {
                     status: head.status,
                     content_type: text(head.header("content-type")),
                     request_id: text(head.header("x-request-id")),
+                    closes: head.header("connection") == Some("close"),
                 })
             }
             Call::H2(call) => Ok(Head {
                 status: call.1.head().await?,
                 content_type: text(call.1.header("content-type")),
                 request_id: text(call.1.header("x-request-id")),
+                closes: false,
             }),
         }
     }

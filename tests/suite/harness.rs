@@ -1,6 +1,7 @@
 //! Starts a real `tollgate` for a test and, when the test is over, asserts that nothing is left
-//! over: no request, no slot, no body, no unwritten record, no balance that is not the sum of its
-//! ledger entries; and that SIGTERM ends it with exit code 0.
+//! over: no request, no slot, no body, no money held, no unwritten record, nothing open in the journal, no
+//! balance that is not the sum of its ledger entries, no record that was not charged once; and that
+//! SIGTERM ends it with exit code 0.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -232,6 +233,13 @@ impl Gateway {
     /// Starts the server and waits until it is ready. A port that somebody else took in between is
     /// replaced; listeners given by the test itself stay.
     pub fn launch(&mut self) {
+        if let Err(why) = self.try_launch() {
+            panic!("{why}");
+        }
+    }
+
+    /// As [`Gateway::launch`], for a server that may not be able to start; why it did not.
+    pub fn try_launch(&mut self) -> Result<(), String> {
         for _ in 0..5 {
             let listen = self.env.get("TOLLGATE_SERVER__LISTEN").cloned();
             let mut command = self.command();
@@ -257,7 +265,7 @@ impl Gateway {
                 let ended = child.try_wait().unwrap();
                 if ended.is_none() && matches!(self.get("/readyz"), Some((200, _))) {
                     self.child = Some(child);
-                    return;
+                    return Ok(());
                 }
                 if let Some(status) = ended {
                     if self.logged().contains("cannot listen") && listen.is_none() {
@@ -265,13 +273,20 @@ impl Gateway {
                         self.admin = free_address();
                         break;
                     }
-                    panic!("the server ended with {status}:\n{}", self.logged());
+                    return Err(format!(
+                        "the server ended with {status}:\n{}",
+                        self.logged()
+                    ));
                 }
-                assert!(Instant::now() < deadline, "not ready:\n{}", self.logged());
+                if Instant::now() >= deadline {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(format!("not ready:\n{}", self.logged()));
+                }
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        panic!("no free port:\n{}", self.logged());
+        Err(format!("no free port:\n{}", self.logged()))
     }
 
     /// Runs a command of the program on this server's data; its exit code must be 0.
@@ -485,10 +500,16 @@ impl Gateway {
             "slots_held{slot=\"user\"}",
             "slots_held{slot=\"account\"}",
             "inflight_body_bytes",
+            "reservations_open",
             "writer_queue_records",
+            "journal_open_requests",
         ];
         loop {
             let (_, text) = self.get("/metrics").expect("metrics answer");
+            for name in gauges {
+                // One that is not there would always be zero.
+                assert!(text.contains(&format!("tollgate_{name} ")), "no {name}");
+            }
             let left: Vec<_> = gauges
                 .iter()
                 .map(|name| (name, metric_in(&text, name)))
@@ -532,7 +553,7 @@ fn assert_ledger(data: &Path) {
         runtime.block_on(async {
             let store = Store::open(&data, &Secret::new(SECRET)).await.unwrap();
             let wrong = store.verify_ledger().await.unwrap();
-            assert!(wrong.is_empty(), "balances that are no sums: {wrong:?}");
+            assert!(wrong.is_empty(), "sums that do not agree: {wrong:?}");
             store.close().await.unwrap();
         });
     })

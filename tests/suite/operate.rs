@@ -229,6 +229,73 @@ async fn a_credit_lets_a_broke_user_in_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn money_is_given_taken_and_given_back_once() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = Setup::with(&[&upstream]).start().await;
+    assert_eq!(status(&gateway, KEY).await, 200);
+    let record = gateway.only_record().await;
+    let request = record["request_id"].as_str().unwrap();
+    assert_eq!(gateway.balance("alice"), "9.9999145");
+
+    let credit = [
+        "users",
+        "credit",
+        "alice",
+        "5",
+        "--idempotency-key",
+        "invoice-7",
+        "--note",
+        "paid",
+    ];
+    let said = gateway.run(&credit);
+    assert!(said.contains("balance is 14.9999145"), "{said}");
+    let said = gateway.run(&["users", "debit", "alice", "1"]);
+    assert!(said.contains("balance is 13.9999145"), "{said}");
+    let said = gateway.run(&credit);
+    assert!(
+        said.starts_with("done before") && said.contains("14.9999145"),
+        "{said}"
+    );
+    assert_eq!(gateway.balance("alice"), "13.9999145");
+    let mut other = credit;
+    other[3] = "6";
+    let refusals = [
+        (&other[..], "was used for another entry"),
+        (
+            &["users", "debit", "alice", "--", "-1"],
+            "a debit must be more than 0",
+        ),
+        (
+            &["usage", "refund", "req_none"],
+            "there is no usage record named req_none",
+        ),
+    ];
+    for (arguments, why) in refusals {
+        let output = gateway.try_run(arguments, "");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+    }
+
+    let said = gateway.run(&["usage", "refund", request]);
+    assert!(
+        said.contains("gave 0.0000855 USD back to alice; the balance is 14 USD"),
+        "{said}"
+    );
+    let output = gateway.try_run(&["usage", "refund", request], "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("was refunded at"),
+        "{}",
+        stderr(&output)
+    );
+    let key = gateway.run_json(&["keys", "show", "alice-key", "--json"]);
+    assert_eq!(key["quota_used"], json!("0"));
+    let said = gateway.run(&["ledger", "verify"]);
+    assert!(said.contains("agree"), "{said}");
+    assert_eq!(gateway.run_json(&["ledger", "verify", "--json"]), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn accounts_are_paused_and_resumed() {
     let upstream = FakeUpstream::start().await;
     let gateway = Setup::with(&[&upstream, &upstream]).start().await;
@@ -298,7 +365,7 @@ async fn a_file_with_mistakes_changes_nothing() {
         }],
         "users": [{"name": "carol", "balance": "1,50"}, {"name": "carol"}],
         "api_keys": [{"name": "k", "key": "short", "user": "carol", "group": "main"}],
-        "channels": [{"name": "default", "groups": ["main"]}],
+        "channels": [{"name": "default", "groups": ["main"], "prices": [{"platform": "openai"}]}],
         "subscriptions": [{"user": "alice", "group": "main"}],
     });
     for arguments in [
@@ -318,8 +385,8 @@ async fn a_file_with_mistakes_changes_nothing() {
             "base_url",
             "1,50",
             "carol",
-            "channels",
-            "subscriptions",
+            "channels[0]",
+            "subscriptions[0]",
             "api_keys[0]",
         ] {
             assert!(
@@ -363,13 +430,20 @@ async fn lists_and_single_objects_without_secrets() {
             r["api_keys"][0]["ip_allow"] = json!(["127.0.0.1"]);
             r["accounts"][1]["proxy"] = json!("socks5://customer7:hunter2@proxy.example");
             r["error_passthrough_rules"] = json!([{"name": "busy", "error_codes": [529]}]);
+            let plan = json!({"name": "plan", "platform": "openai", "subscription_type": "subscription",
+                "weekly_limit_usd": "7"});
+            r["groups"].as_array_mut().unwrap().push(plan);
+            r["subscriptions"] = json!([{"user": "alice", "group": "plan",
+                "starts_at": "2026-11-01T00:00:00Z", "expires_at": "2026-11-02T00:00:00Z"}]);
+            r["channels"] = json!([{"name": "prices", "groups": ["main"], "prices": [
+                {"platform": "openai", "models": ["GPT-x"], "input_per_million": "1.250"}]}]);
         })
         .start()
         .await;
     let mut seen = String::new();
     #[rustfmt::skip]
-    let fields: [Shown; 5] = [
-        ("groups", &["main"], &[
+    let fields: [Shown; 7] = [
+        ("groups", &["main", "plan"], &[
             ("platform", json!("openai")), ("enabled", json!(true)), ("rate_multiplier", Value::Null),
             ("subscription_type", json!("standard")), ("accounts", json!(["a1", "a2"])),
         ]),
@@ -384,6 +458,15 @@ async fn lists_and_single_objects_without_secrets() {
         ("rules", &["busy"], &[
             ("enabled", json!(true)), ("priority", json!(0)), ("error_codes", json!([529])),
             ("match_mode", json!("any")), ("passthrough_code", json!(true)), ("response_code", Value::Null),
+        ]),
+        ("subscriptions", &["alice/plan"], &[
+            ("user", json!("alice")), ("group", json!("plan")), ("status", json!("active")),
+            ("usable", json!(false)), ("expires_at", json!("2026-11-02T00:00:00Z")),
+        ]),
+        ("channels", &["prices"], &[
+            ("enabled", json!(true)), ("groups", json!(["main"])), ("restrict_models", json!(false)),
+            ("prices", json!([{"platform": "openai", "models": ["gpt-x"], "billing_mode": "token",
+                "input_per_million": "1.25", "intervals": []}])),
         ]),
         ("users", &["alice"], &[
             ("enabled", json!(true)), ("balance", json!("10")), ("reserved", json!("0")),
@@ -521,13 +604,14 @@ async fn usage_in_totals_and_records() {
 
     // Exactly the fields of the interface, in its order.
     #[rustfmt::skip]
-    const FIELDS: [&str; 42] = [
+    const FIELDS: [&str; 47] = [
         "request_id", "client_request_id", "upstream_request_id", "created_at", "user", "api_key",
         "group", "fallback_from_group", "account", "platform", "endpoint", "upstream_endpoint",
         "requested_model", "model", "upstream_model", "model_mapping_chain", "stream", "status",
         "outcome", "input_tokens", "output_tokens", "cache_creation_tokens",
         "cache_creation_5m_tokens", "cache_creation_1h_tokens", "cache_read_tokens",
-        "image_output_tokens", "image_count", "cost", "charge", "rate_multiplier", "billing_type",
+        "image_output_tokens", "image_count", "cost", "charge", "rate_multiplier",
+        "account_rate_multiplier", "billing_type", "billing_mode", "billing_tier", "channel", "priced",
         "service_tier", "reasoning_effort", "attempts", "account_switches", "attempt_trail",
         "duration_ms", "first_token_ms", "usage_source", "client_disconnected", "ip", "user_agent",
     ];

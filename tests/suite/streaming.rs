@@ -360,7 +360,7 @@ async fn every_end_of_a_stream_is_recorded_as_it_was() {
         (
             "more after the end",
             with(completed(), openai::error_event("late", "nobody minds")),
-            "upstream_error",
+            "ok",
             "reported",
             30,
         ),

@@ -4,9 +4,7 @@
 //! What each client does and what each attempt meets is drawn from a seed, which a failure prints;
 //! `TOLLGATE_STRESS_SEED` repeats it (who comes before whom is still up to the machine).
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +16,7 @@ use tollgate::domain::Money;
 use tollgate_test_support::{Answer, FakeUpstream, Received, Request, Usage, openai};
 
 use crate::call::{Call, Leaving, PROTOCOLS, Protocol};
+use crate::chance::Chance;
 use crate::harness::{Gateway, Setup};
 
 const SEED: u64 = 0x7011_6a7e;
@@ -35,35 +34,6 @@ const BALANCE: &str = "100";
 
 /// Longer than any answer that is not to be given up, on a busy machine too.
 const GIVEN_UP_MS: u64 = 1_500;
-
-/// Numbers drawn from a seed and whatever else tells this draw from others.
-struct Chance(u64);
-
-impl Chance {
-    fn of(what: impl Hash) -> Chance {
-        let mut hasher = DefaultHasher::new();
-        what.hash(&mut hasher);
-        Chance(hasher.finish())
-    }
-
-    /// A number below `end`.
-    fn below(&mut self, end: u64) -> u64 {
-        // Splitmix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-
-    fn ms(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(from + self.below(to - from))
-    }
-}
 
 /// What an attempt meets at the provider.
 fn answer(chance: &mut Chance, id: &str, request: &Received, pool_mode: bool) -> Answer {

@@ -187,14 +187,31 @@ pub fn subscription_invalid() -> ErrorReply {
     ErrorReply::new(403, PERMISSION, message).with_code("SUBSCRIPTION_INVALID")
 }
 
-/// 429: a limit of the subscription is used up, for so many seconds if that is known.
-pub fn usage_limit_exceeded(retry_after_s: Option<u64>) -> ErrorReply {
+/// 429: a limit of the subscription is used up.
+pub fn usage_limit_exceeded() -> ErrorReply {
     let message = "Usage limit exceeded, wait for the next period or raise the limit";
-    let error = ErrorReply::new(429, RATE_LIMIT, message).with_code("USAGE_LIMIT_EXCEEDED");
-    ErrorReply {
-        retry_after_s,
-        ..error
-    }
+    ErrorReply::new(429, RATE_LIMIT, message).with_code("USAGE_LIMIT_EXCEEDED")
+}
+
+/// 429: the key has spent what it may in a window of time.
+pub fn key_window_exceeded() -> ErrorReply {
+    let message = "The rate limit of this API key is reached, wait for the next period";
+    ErrorReply::new(429, RATE_LIMIT, message).with_code("rate_limit_exceeded")
+}
+
+/// 429: the user has made as many requests as may be made in a minute.
+pub fn requests_per_minute() -> ErrorReply {
+    let message = "Too many requests in this minute, please retry in the next";
+    ErrorReply::new(429, RATE_LIMIT, message).with_code("rate_limit_exceeded")
+}
+
+/// 429: what the request may cost is there, but held by the user's other running requests.
+pub fn money_held() -> ErrorReply {
+    let message =
+        "The remaining funds are held by other running requests, please retry when they have ended";
+    ErrorReply::new(429, RATE_LIMIT, message)
+        .with_code("FUNDS_HELD")
+        .with_retry_after(SLOT_RETRY_S)
 }
 
 /// 429: the key has spent its quota. It has no next period, so there is no time to come back.
@@ -207,6 +224,12 @@ pub fn quota_exhausted() -> ErrorReply {
 pub fn api_key_expired() -> ErrorReply {
     let message = "This API key has expired, use another or have it extended";
     ErrorReply::new(403, PERMISSION, message).with_code("API_KEY_EXPIRED")
+}
+
+/// 403: what is left cannot pay for the request, however short its answer.
+pub fn unaffordable() -> ErrorReply {
+    let message = "What is left cannot pay for this request, make it smaller or top up the account";
+    ErrorReply::new(403, BILLING, message).with_code("INSUFFICIENT_BALANCE")
 }
 
 /// 403: the user has no money left.
@@ -238,6 +261,11 @@ pub fn account_slot_timeout() -> ErrorReply {
 /// 503: no account of the group can serve the request, and none was tried.
 pub fn no_available_accounts() -> ErrorReply {
     ErrorReply::new(503, API, "No available accounts")
+}
+
+/// 503: the group's channel has no price for the model and allows no other.
+pub fn model_restricted() -> ErrorReply {
+    ErrorReply::new(503, API, "No available accounts").with_detail("channel pricing restriction")
 }
 
 /// 503: something the request needs is not working.
@@ -411,9 +439,13 @@ mod tests {
             (subscription_not_found(), 403, PERMISSION, Some("SUBSCRIPTION_NOT_FOUND")),
             (quota_exhausted(), 429, RATE_LIMIT, Some("API_KEY_QUOTA_EXHAUSTED")),
             (api_key_expired(), 403, PERMISSION, Some("API_KEY_EXPIRED")),
-            (usage_limit_exceeded(None), 429, RATE_LIMIT, Some("USAGE_LIMIT_EXCEEDED")),
+            (usage_limit_exceeded(), 429, RATE_LIMIT, Some("USAGE_LIMIT_EXCEEDED")),
             (subscription_invalid(), 403, PERMISSION, Some("SUBSCRIPTION_INVALID")),
             (insufficient_balance(), 403, BILLING, Some("INSUFFICIENT_BALANCE")),
+            (unaffordable(), 403, BILLING, Some("INSUFFICIENT_BALANCE")),
+            (key_window_exceeded(), 429, RATE_LIMIT, Some("rate_limit_exceeded")),
+            (requests_per_minute(), 429, RATE_LIMIT, Some("rate_limit_exceeded")),
+            (money_held(), 429, RATE_LIMIT, Some("FUNDS_HELD")),
             // 1.4
             (no_group(), 403, PERMISSION, None),
             // Routes, framing, bodies.
@@ -495,8 +527,8 @@ mod tests {
             (too_many_pending(), Some(5)),
             (user_slot_timeout(), Some(5)),
             (account_slot_timeout(), Some(5)),
-            (usage_limit_exceeded(Some(77)), Some(77)),
-            (usage_limit_exceeded(None), None),
+            (usage_limit_exceeded(), None),
+            (money_held(), Some(SLOT_RETRY_S)),
             (quota_exhausted(), None),
             (insufficient_balance(), None),
             (exhausted(Some(429)).with_retry_after(9), Some(9)),

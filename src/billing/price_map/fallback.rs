@@ -41,6 +41,8 @@ const fn model(row: Row) -> ModelPrice {
         output_image: None,
         output_image_token: None,
         long_context: None,
+        max_input_tokens: None,
+        max_output_tokens: None,
     }
 }
 

@@ -487,9 +487,9 @@ fn an_override_prices_every_date_of_its_model_and_no_other_model() {
 fn a_price_file_without_prices_or_with_mistakes_is_refused_line_by_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("prices.json");
-    let mut billing = crate::config::default_with(dir.path()).billing;
-    billing.prices = Some(path.clone());
-    let configured = || Prices::configured(&billing).unwrap_err().to_string();
+    let mut config = crate::config::default_with(dir.path());
+    config.billing.prices = Some(path.clone());
+    let configured = || Prices::configured(&config).unwrap_err().to_string();
     let missing = configured();
     let mut refused = vec![missing];
     for text in [
@@ -512,5 +512,64 @@ fn a_price_file_without_prices_or_with_mistakes_is_refused_line_by_line() {
         refused[2].ends_with("no model in it has an input_cost_per_token or output_cost_per_token")
     );
     std::fs::write(&path, r#"{"m": {"input_cost_per_token": 1e-6}}"#).unwrap();
-    assert!(Prices::configured(&billing).unwrap().lookup("m").is_some());
+    assert!(Prices::configured(&config).unwrap().lookup("m").is_some());
+}
+
+#[test]
+fn an_updated_map_in_the_data_directory_is_used_where_no_file_is_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = crate::config::default_with(dir.path());
+    let place = Source::of(&config);
+    assert!(!place.is_file());
+    assert!(Prices::configured(&config).unwrap() == Prices::built_in());
+    let before = place.stamp();
+    assert_eq!(before, place.stamp());
+    std::fs::write(
+        config.data_dir.join("prices.json"),
+        r#"{"m": {"input_cost_per_token": 1e-6}}"#,
+    )
+    .unwrap();
+    assert_eq!(place.path(), config.data_dir.join("prices.json"));
+    assert_ne!(place.stamp(), before);
+    let prices = Prices::configured(&config).unwrap();
+    assert!(prices.lookup("m").is_some() && prices.lookup("o3").is_none());
+    std::fs::write(place.path(), "[]").unwrap();
+    let error = Prices::configured(&config).unwrap_err().to_string();
+    assert!(error.starts_with("data_dir: "), "{error}");
+}
+
+#[test]
+fn an_entry_is_explained_and_maps_are_compared() {
+    let map = |json: &str| Prices::from_json(json).unwrap();
+    let old = map(
+        r#"{"openai/a": {"input_cost_per_token": 1}, "b": {"input_cost_per_token": 2},
+            "c": {"input_cost_per_token": 3}}"#,
+    );
+    let overrides = PriceMap::from([("b".to_owned(), ModelPrice::default())]);
+    let laid = old.with_overrides(&overrides);
+    for (model, entry, origin) in [
+        ("A-2025-01-01", Some("a"), Origin::Map),
+        ("openai/a", Some("openai/a"), Origin::Map),
+        ("b", Some("b"), Origin::Override),
+        ("gpt-9", None, Origin::Table),
+    ] {
+        let found = laid.explain(model).unwrap();
+        assert_eq!((found.entry, found.origin), (entry, origin), "{model}");
+        assert_eq!(Some(found.price), laid.lookup(model));
+    }
+    assert_eq!(laid.explain("house-model"), None);
+    let new = map(
+        r#"{"b": {"input_cost_per_token": 9}, "c": {"input_cost_per_token": 3},
+            "d": {"input_cost_per_token": 4}}"#,
+    );
+    assert_eq!(
+        new.difference(&old),
+        Difference {
+            names: 3,
+            added: 1,
+            changed: 1,
+            // Also under its plain name.
+            removed: 2,
+        }
+    );
 }

@@ -336,11 +336,11 @@ fn the_largest_numbers_stop_at_the_end_of_the_range() {
     assert_eq!(cost(&most, &negative, PRIORITY), Money::ZERO);
 }
 
-fn any_price() -> impl Strategy<Value = Option<Price>> {
+pub(in crate::billing) fn any_price() -> impl Strategy<Value = Option<Price>> {
     proptest::option::of((0i64..200_000_000_000).prop_map(Price))
 }
 
-fn any_model() -> impl Strategy<Value = ModelPrice> {
+pub(in crate::billing) fn any_model() -> impl Strategy<Value = ModelPrice> {
     // Surcharges, as every published one is: at least the normal price.
     let long = proptest::option::of((0u64..2_000_000, 0i64..1_000_000, 0i64..1_000_000));
     (proptest::array::uniform10(any_price()), long).prop_map(|(p, long)| {
@@ -365,11 +365,13 @@ fn any_model() -> impl Strategy<Value = ModelPrice> {
                 input_priority: raised(p[5], input),
                 output_priority: raised(p[6], output),
             }),
+            max_input_tokens: None,
+            max_output_tokens: None,
         }
     })
 }
 
-fn any_usage() -> impl Strategy<Value = TokenUsage> {
+pub(in crate::billing) fn any_usage() -> impl Strategy<Value = TokenUsage> {
     let count = || prop_oneof![0u64..3_000, 0u64..3_000_000, Just(u64::MAX)];
     (
         count(),
@@ -393,7 +395,7 @@ fn any_usage() -> impl Strategy<Value = TokenUsage> {
         )
 }
 
-fn any_tier() -> impl Strategy<Value = Option<ServiceTier>> {
+pub(in crate::billing) fn any_tier() -> impl Strategy<Value = Option<ServiceTier>> {
     prop_oneof![Just(None), Just(PRIORITY), Just(FLEX)]
 }
 

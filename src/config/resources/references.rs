@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::{GroupResource, Resources};
+use crate::domain::SubscriptionType;
 
 /// What a name is a name of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,7 +78,33 @@ impl Resources {
                 add(format!("api_keys/{}: group", key.name), Kind::Group, group);
             }
         }
+        for subscription in &self.subscriptions {
+            let place = format!("subscriptions/{}", subscription.name());
+            add(format!("{place}: user"), Kind::User, &subscription.user);
+            add(format!("{place}: group"), Kind::Group, &subscription.group);
+        }
+        for channel in &self.channels {
+            for name in &channel.groups {
+                let place = format!("channels/{}: groups", channel.name);
+                add(place, Kind::Group, name);
+            }
+        }
         all
+    }
+
+    /// A warning for every subscription to one of these groups that is paid from the balance.
+    pub(crate) fn unused_subscriptions(&self) -> Vec<String> {
+        let from_balance: HashSet<&str> = self
+            .groups
+            .iter()
+            .filter(|group| group.subscription_type == SubscriptionType::Standard)
+            .map(|group| group.name.as_str())
+            .collect();
+        let unused = self.subscriptions.iter();
+        let unused = unused.filter(|s| from_balance.contains(s.group.as_str()));
+        unused
+            .map(|s| unused_subscription(&s.name(), &s.group))
+            .collect()
     }
 
     /// The references to what is not among these resources.
@@ -93,6 +120,11 @@ impl Resources {
         missing.retain(|reference| !here.contains(&(reference.kind, reference.name)));
         missing
     }
+}
+
+/// What is said of a subscription that nothing is paid with.
+pub(crate) fn unused_subscription(name: &str, group: &str) -> String {
+    format!("subscriptions/{name}: not used, since groups/{group} is paid from the balance")
 }
 
 /// The options of a group are kept as written; these have names in them.

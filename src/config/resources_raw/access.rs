@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::groups::{rpm_limit, stored_limit};
 use super::{Names, amount, count, limit, multiplier, unique_name};
 use crate::config::field::{Field, Table};
 use crate::config::resources::{ApiKeyResource, UserResource};
@@ -49,7 +48,7 @@ pub(super) fn user<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<UserRe
         concurrency: table.or("concurrency", DEFAULT_CONCURRENCY, |f| {
             count(f, "unlimited")
         }),
-        rpm_limit: rpm_limit(&table),
+        rpm_limit: table.or("rpm_limit", 0, |f| count(f, "off")),
         group_multipliers: table.or("group_multipliers", BTreeMap::new(), group_multipliers),
         // What stands in for a bad name is never seen: a mistake was noted.
         name: name.unwrap_or_default(),
@@ -106,7 +105,7 @@ fn key_text<'a>(field: &Field<'a>, names: &mut Names<'a>) -> Option<Secret> {
 
 fn rate_limits(table: &Table<'_>) -> [Option<crate::domain::Money>; 3] {
     let windows = table.given("rate_limits").and_then(|f| f.table(&WINDOWS));
-    WINDOWS.map(|window| windows.as_ref()?.or_null(window, stored_limit))
+    WINDOWS.map(|window| windows.as_ref()?.or_null(window, limit))
 }
 
 /// Rules as written: what is no address never matches, but counts as a rule (SPEC 1.5).

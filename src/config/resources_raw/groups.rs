@@ -35,23 +35,28 @@ pub(super) fn group<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Group
         enabled: table.or("enabled", true, Field::flag),
         rate_multiplier: table.or_null("rate_multiplier", multiplier),
         subscription_type: table.or("subscription_type", SubscriptionType::Standard, |f| {
-            let chosen = f.choice(&[
+            f.choice(&[
                 ("standard", SubscriptionType::Standard),
                 ("subscription", SubscriptionType::Subscription),
-            ])?;
-            if chosen == SubscriptionType::Subscription {
-                f.warn("stored, but this version has no subscriptions");
-            }
-            Some(chosen)
+            ])
         }),
-        daily_limit: table.or_null("daily_limit_usd", stored_limit),
-        weekly_limit: table.or_null("weekly_limit_usd", stored_limit),
-        monthly_limit: table.or_null("monthly_limit_usd", stored_limit),
-        rpm_limit: rpm_limit(&table),
+        daily_limit: table.or_null("daily_limit_usd", limit),
+        weekly_limit: table.or_null("weekly_limit_usd", limit),
+        monthly_limit: table.or_null("monthly_limit_usd", limit),
+        rpm_limit: table.or("rpm_limit", 0, |f| count(f, "off")),
         options: options(&table),
         name: name.unwrap_or_default(),
         platform: platform.unwrap_or(Platform::OpenAi),
     };
+    if group.subscription_type == SubscriptionType::Standard {
+        for key in ["daily_limit_usd", "weekly_limit_usd", "monthly_limit_usd"] {
+            if let Some(field) = table.given(key) {
+                field.warn(
+                    "not used: only subscriptions have it, and subscription_type is standard",
+                );
+            }
+        }
+    }
     // What stands in for a bad name or platform is never seen: a mistake was noted.
     Some(group)
 }
@@ -63,30 +68,14 @@ pub(super) fn platform(table: &Table<'_>) -> Option<Platform> {
     table.required("platform", expected)?.choice(&choices)
 }
 
-/// A request limit per minute, which this version only keeps.
-pub(super) fn rpm_limit(table: &Table<'_>) -> u32 {
-    table.or("rpm_limit", 0, |f| {
-        let limit = count(f, "off")?;
-        if limit != 0 {
-            f.warn(NOT_ENFORCED);
-        }
-        Some(limit)
-    })
-}
-
-/// A limit that this version only keeps.
-pub(super) fn stored_limit(field: &Field<'_>) -> Option<crate::domain::Money> {
-    let limit = limit(field)?;
-    field.warn(NOT_ENFORCED);
-    Some(limit)
-}
-
-/// The fields that later versions act on. Only what differs from the default is kept, so that
-/// writing a default down changes nothing.
+/// Fields of some groups only. What differs from the default is kept, so that writing a default down
+/// changes nothing.
 fn options(table: &Table<'_>) -> Map<String, Value> {
     let mut options = Map::new();
     let mut keep = |key: &str, field: &Field<'_>, value: Value| {
-        field.warn(NOT_ENFORCED);
+        if key != "image_prices" {
+            field.warn(NOT_ENFORCED);
+        }
         options.insert(key.to_string(), value);
     };
     if let Some(field) = table.get("claude_code_only")

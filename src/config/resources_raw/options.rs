@@ -2,12 +2,16 @@
 
 use serde_json::{Map, Value};
 
+use super::limit;
+use crate::config::check::timezone;
 use crate::config::field::Field;
 use crate::config::keys::nearest;
 use crate::domain::account::options::{
-    self, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DURATION_MINUTES, POOL_MODE,
-    POOL_MODE_RETRY_COUNT, POOL_RETRIES, STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED,
-    TEMP_UNSCHEDULABLE_RULES,
+    self, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DAYS, DURATION_MINUTES, FIXED, HOURS,
+    POOL_MODE, POOL_MODE_RETRY_COUNT, POOL_RETRIES, QUOTA_DAILY_LIMIT, QUOTA_DAILY_RESET_HOUR,
+    QUOTA_DAILY_RESET_MODE, QUOTA_LIMIT, QUOTA_RESET_TIMEZONE, QUOTA_WEEKLY_LIMIT,
+    QUOTA_WEEKLY_RESET_DAY, QUOTA_WEEKLY_RESET_HOUR, QUOTA_WEEKLY_RESET_MODE, RESET_MODES,
+    STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED, TEMP_UNSCHEDULABLE_RULES,
 };
 
 /// Options of accounts that the specification names and that have no effect in this version.
@@ -24,10 +28,6 @@ const LATER_OPTIONS: &[&str] = &[
     "window_cost_limit",
     "window_cost_sticky_reserve",
     "user_msg_queue_mode",
-    "quota_limit",
-    "quota_daily_limit",
-    "quota_weekly_limit",
-    "quota_reset_timezone",
     "codex_cli_only",
     "openai_passthrough",
     "anthropic_passthrough",
@@ -55,7 +55,12 @@ pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
             let near = near.map_or(String::new(), |near| format!("; is `{near}` meant?"));
             value.warn(format!("unknown option, stored but not used{near}"));
         }
-        extra.insert((*key).to_string(), value.json());
+        let kept = match *key {
+            // An amount stays exact.
+            QUOTA_LIMIT | QUOTA_DAILY_LIMIT | QUOTA_WEEKLY_LIMIT => value.json_with_number_texts(),
+            _ => value.json(),
+        };
+        extra.insert((*key).to_string(), kept);
     }
     let given = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, f)| f);
     for (switch, list, what) in [
@@ -85,6 +90,16 @@ pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
             _ => {}
         }
     }
+    for (mode, option) in [
+        (QUOTA_DAILY_RESET_MODE, QUOTA_DAILY_RESET_HOUR),
+        (QUOTA_WEEKLY_RESET_MODE, QUOTA_WEEKLY_RESET_DAY),
+        (QUOTA_WEEKLY_RESET_MODE, QUOTA_WEEKLY_RESET_HOUR),
+    ] {
+        let fixed = extra.get(mode).is_some_and(|mode| mode == FIXED);
+        if let Some(option) = given(option).filter(|option| !fixed && !option.is_null()) {
+            option.warn(format!("not used while {mode} is not {FIXED}"));
+        }
+    }
     Some(extra)
 }
 
@@ -107,6 +122,29 @@ fn check(key: &str, value: &Field<'_>) {
             for rule in value.items("rules").unwrap_or_default() {
                 temp_rule(&rule);
             }
+        }
+        QUOTA_LIMIT | QUOTA_DAILY_LIMIT | QUOTA_WEEKLY_LIMIT => {
+            limit(value);
+        }
+        QUOTA_DAILY_RESET_MODE | QUOTA_WEEKLY_RESET_MODE => {
+            value.choice(&RESET_MODES.map(|mode| (mode, ())));
+        }
+        QUOTA_DAILY_RESET_HOUR | QUOTA_WEEKLY_RESET_HOUR => {
+            let (least, most) = (*HOURS.start(), *HOURS.end());
+            value.whole::<u32>(
+                i128::from(least)..=i128::from(most),
+                &format!("a whole hour from {least} to {most}"),
+            );
+        }
+        QUOTA_WEEKLY_RESET_DAY => {
+            let (least, most) = (*DAYS.start(), *DAYS.end());
+            value.whole::<u32>(
+                i128::from(least)..=i128::from(most),
+                &format!("a day from {least} (Sunday) to {most} (Saturday)"),
+            );
+        }
+        QUOTA_RESET_TIMEZONE => {
+            timezone(value);
         }
         _ => {}
     }

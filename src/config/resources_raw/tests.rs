@@ -3,9 +3,14 @@
 use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::*;
-use crate::domain::account::options::{ALL, error_policy};
+use crate::config::resources::{ChannelResource, SubscriptionResource};
+use crate::domain::account::options::{ALL, account_quota, error_policy};
+use crate::domain::account::quota::Reset;
 use crate::domain::price::Price;
-use crate::domain::{AccountType, Platform};
+use crate::domain::{
+    AccountType, BillingModelSource, ChannelPrice, ClassPrices, ModelMapping, Platform,
+    PriceInterval, PricingMode, SubscriptionStatus,
+};
 
 fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs
@@ -49,10 +54,12 @@ fn the_example_is_right_and_warns_of_nothing() {
             resources.accounts.len(),
             resources.users.len(),
             resources.api_keys.len(),
+            resources.subscriptions.len(),
+            resources.channels.len(),
             resources.error_passthrough_rules.len(),
             resources.prices.len(),
         ),
-        (1, 2, 1, 1, 1, 1)
+        (2, 2, 1, 1, 1, 1, 1, 1)
     );
     assert_eq!(
         resources.accounts[0].credentials.api_key.expose(),
@@ -61,6 +68,7 @@ fn the_example_is_right_and_warns_of_nothing() {
     // "Values shown are the defaults": all options that have a meaning are shown.
     let options = &resources.accounts[0].extra;
     assert_eq!(error_policy(options), error_policy(&Default::default()));
+    assert_eq!(account_quota(options), account_quota(&Default::default()));
     assert_eq!(options.len(), ALL.len());
 }
 
@@ -168,8 +176,167 @@ fn temp_rule(rule: &str) -> String {
     ))
 }
 
+fn subscription(rest: &str) -> String {
+    format!("subscriptions:\n- {{user: u, group: g, expires_at: 2026-12-01T00:00:00Z, {rest}}}\n")
+}
+
+fn channel(rest: &str) -> String {
+    format!("channels:\n- {{name: c, {rest}}}\n")
+}
+
+/// One channel with one price row.
+fn price(rest: &str) -> String {
+    channel(&format!("prices: [{{platform: openai, {rest}}}]"))
+}
+
 fn rule(rest: &str) -> String {
     format!("error_passthrough_rules:\n- {{name: r, {rest}}}\n")
+}
+
+#[test]
+fn subscriptions_and_channels_are_read_with_their_defaults() {
+    let (resources, warnings) = read(&[
+        "subscriptions:\n\
+         - {user: u, group: g, expires_at: 2026-12-01T00:00:00Z}\n\
+         - {user: u, group: h, enabled: false, starts_at: 2026-11-01T00:00:00Z, expires_at: 2026-12-01T02:00:00+02:00, status: suspended}\n\
+         channels:\n- {name: bare}\n\
+         - {name: full, enabled: false, groups: [g, h], restrict_models: true, billing_model_source: requested,\n\
+        \x20  model_mapping: {openai: {'GPT-4o*': gpt-5}, gemini: {}},\n\
+        \x20  prices: [{platform: openai, models: ['Gpt-5*', o3], input_per_million: '1.25', output_per_million: 10, cache_read_per_million: 0.000000001,\n\
+        \x20    intervals: [{min_tokens: 200000, max_tokens: null, tier_label: null, input_per_million: '2.50'}, {max_tokens: 200000, output_per_million: 1}]},\n\
+        \x20   {platform: gemini, models: [img], billing_mode: image, intervals: [{tier_label: 2k, per_request: '0.04'}, {max_tokens: 9, per_request: 1}]},\n\
+        \x20   {platform: gemini, models: [o3]}]}\n",
+    ])
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(warnings, Vec::<String>::new());
+    let moment = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+    let first = SubscriptionResource {
+        user: "u".into(),
+        group: "g".into(),
+        enabled: true,
+        starts_at: None,
+        expires_at: moment("2026-12-01T00:00:00Z"),
+        status: SubscriptionStatus::Active,
+    };
+    let second = SubscriptionResource {
+        group: "h".into(),
+        enabled: false,
+        starts_at: Some(moment("2026-11-01T00:00:00Z")),
+        status: SubscriptionStatus::Suspended,
+        ..first.clone()
+    };
+    assert_eq!(resources.subscriptions, [first, second]);
+    let bare = ChannelResource {
+        name: "bare".into(),
+        enabled: true,
+        groups: vec![],
+        model_mapping: BTreeMap::new(),
+        restrict_models: false,
+        billing_model_source: BillingModelSource::ChannelMapped,
+        prices: vec![],
+    };
+    let per_million = |nanos: i64| Some(Price(nanos));
+    let row = |platform, models: &[&str], billing_mode, prices, intervals| ChannelPrice {
+        platform,
+        models: models.iter().map(|m| (*m).to_string()).collect(),
+        billing_mode,
+        prices,
+        intervals,
+    };
+    let between = |min_tokens, max_tokens, label: Option<&str>, prices| PriceInterval {
+        min_tokens,
+        max_tokens,
+        tier_label: label.map(str::to_string),
+        prices,
+    };
+    let none = ClassPrices::default;
+    let each = |femtos| ClassPrices {
+        per_request: Some(Price(femtos)),
+        ..none()
+    };
+    let mapping = ModelMapping::new([("gpt-4o*".to_string(), "gpt-5".to_string())].into());
+    let full = ChannelResource {
+        name: "full".into(),
+        enabled: false,
+        groups: vec!["g".into(), "h".into()],
+        model_mapping: [(Platform::OpenAi, mapping)].into(),
+        restrict_models: true,
+        billing_model_source: BillingModelSource::Requested,
+        prices: vec![
+            row(
+                Platform::OpenAi,
+                &["gpt-5*", "o3"],
+                PricingMode::Token,
+                ClassPrices {
+                    input: per_million(1_250_000_000),
+                    output: per_million(10_000_000_000),
+                    cache_read: per_million(1),
+                    ..none()
+                },
+                vec![
+                    between(
+                        200_000,
+                        None,
+                        None,
+                        ClassPrices {
+                            input: per_million(2_500_000_000),
+                            ..none()
+                        },
+                    ),
+                    between(
+                        0,
+                        Some(200_000),
+                        None,
+                        ClassPrices {
+                            output: per_million(1_000_000_000),
+                            ..none()
+                        },
+                    ),
+                ],
+            ),
+            row(
+                Platform::Gemini,
+                &["img"],
+                PricingMode::Image,
+                none(),
+                vec![
+                    between(0, None, Some("2K"), each(40_000_000_000_000)),
+                    between(0, Some(9), None, each(1_000_000_000_000_000)),
+                ],
+            ),
+            row(
+                Platform::Gemini,
+                &["o3"],
+                PricingMode::Token,
+                none(),
+                vec![],
+            ),
+        ],
+    };
+    assert_eq!(resources.channels, [bare, full]);
+}
+
+#[test]
+fn subscriptions_and_channels_that_do_nothing_are_said() {
+    let (_, warnings) = read(&[
+        "groups:\n- {name: g, platform: openai, daily_limit_usd: 1}\n- {name: s, platform: openai, subscription_type: subscription, daily_limit_usd: 1}\n\
+         subscriptions:\n- {user: u, group: g, expires_at: 2026-12-01T00:00:00Z}\n- {user: u, group: s, expires_at: 2026-12-01T00:00:00Z}\n\
+         channels:\n- {name: c, restrict_models: true}\n- {name: d, prices: [{platform: openai, models: [m]}]}\n",
+    ])
+    .unwrap_or_else(|error| panic!("{error}"));
+    for want in [
+        "groups[0] \"g\".daily_limit_usd: not used: only subscriptions have it",
+        "subscriptions/u/g: not used, since groups/g is paid from the balance",
+        "channels[0] \"c\".restrict_models: without prices: every model is refused",
+        "channels[1] \"d\".prices[0]: without a price",
+    ] {
+        assert_eq!(
+            warnings.iter().filter(|w| w.contains(want)).count(),
+            1,
+            "{want}\n{warnings:#?}"
+        );
+    }
+    assert_eq!(warnings.len(), 4, "{warnings:#?}");
 }
 
 #[test]
@@ -246,6 +413,24 @@ fn options_that_are_right_are_kept_as_written() {
     assert_eq!(policy.temp_unschedulable_rules[0].keywords, ["gone", "12"]);
 
     let (resources, warnings) = read(&[&account(
+        "extra: {quota_limit: 0.000000001, quota_daily_limit: '10.00', quota_weekly_limit: 3, quota_daily_reset_mode: fixed, \
+         quota_daily_reset_hour: 9, quota_weekly_reset_day: 3, quota_reset_timezone: Europe/Berlin}",
+    )])
+    .unwrap_or_else(|error| panic!("{error}"));
+    let (quota, problems) = account_quota(&resources.accounts[0].extra);
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(quota.total, Some(Money(1)), "exactly");
+    assert_eq!(quota.daily, Some(Money::from_usd(10)));
+    assert_eq!(quota.weekly, Some(Money::from_usd(3)));
+    assert_eq!(quota.day, Reset::Daily { hour: 9 });
+    assert_eq!(quota.week, Reset::AfterWeek);
+    assert_eq!(quota.tz, chrono_tz::Europe::Berlin);
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    assert!(warnings[0].ends_with(
+        "extra.quota_weekly_reset_day: not used while quota_weekly_reset_mode is not fixed"
+    ));
+
+    let (resources, warnings) = read(&[&account(
         "extra: {pool_mode: null, custom_error_codes: [429], temp_unschedulable_enabled: false, temp_unschedulable_rules: []}",
     )])
     .unwrap_or_else(|error| panic!("{error}"));
@@ -271,8 +456,6 @@ fn every_mistake_is_named() {
         ("groups: x".into(), "groups: not a list, found `x`; expected a list of groups"),
         ("groups: [x]".into(), "groups[0]: not a map, found `x`"),
         ("users: [{name: u, balence: 1}]".into(), "0.yaml:1:19 users[0] \"u\".balence: unknown key; expected `balance`, perhaps"),
-        ("channels: [{name: c}]".into(), "channels: channels are not supported by this version"),
-        ("subscriptions: [{}]".into(), "subscriptions are not supported by this version"),
         // Names.
         ("users: [{}]".into(), "users[0]: `name` is missing"),
         ("users: [{name: ''}]".into(), "users[0] \"\".name: not a usable name"),
@@ -293,6 +476,43 @@ fn every_mistake_is_named() {
         ("groups: [{name: g, platform: openai, min_client_version: '1.2'}]".into(), "not a version, found `1.2`"),
         ("groups: [{name: g, platform: openai, model_routing: {'a*b': [x]}}]".into(), "`*` inside the model name `a*b`"),
         ("groups: [{name: g, platform: openai, image_prices: {8k: 1}}]".into(), "image_prices.8k: unknown key"),
+        // Subscriptions.
+        (subscription("").replace("user: u, ", ""), "subscriptions[0]: `user` is missing"),
+        ("subscriptions: [{user: u, group: g}]".into(), "subscriptions[0]: `expires_at` is missing"),
+        ("subscriptions: [{user: u, group: g, expires_at: soon}]".into(), "expires_at: not a time"),
+        (subscription("status: paused"), "status: no such choice, found `paused`"),
+        (subscription("starts_at: 2026-12-01T00:00:00Z"), "expires_at: not after `starts_at`"),
+        (subscription("name: n"), "name: unknown key"),
+        (subscription("") + &subscription("").replace("subscriptions:\n", ""), "the same subscription is already at subscriptions[0]"),
+        // Channels.
+        ("channels: [{}]".into(), "channels[0]: `name` is missing"),
+        ("channels: [{name: c}, {name: c}]".into(), "the same channel is already at channels[0] \"c\".name"),
+        ("channels: [{name: c, groups: [g]}, {name: d, groups: [h, g]}]".into(), "groups[1]: the same group of a channel is already at channels[0] \"c\".groups[0]"),
+        ("channels: [{name: c, groups: [g, g]}]".into(), "groups[1]: named twice"),
+        (channel("model_mapping: {openia: {a: b}}"), "model_mapping.openia: unknown key; expected `openai`, perhaps"),
+        (channel("model_mapping: {openai: {a*b: c}}"), "`*` inside the model name `a*b`"),
+        (channel("model_mapping: {openai: {Gpt: c, gpt: d}}"), "model_mapping.openai.gpt: `gpt` is mapped twice"),
+        (channel("billing_model_source: mapped"), "no such choice, found `mapped`"),
+        (channel("restrict_models: 1"), "restrict_models: not a flag"),
+        (channel("prices: [{models: [m], input_per_million: 1}]"), "prices[0]: `platform` is missing"),
+        (channel("prices: [{platform: openai, input_per_million: 1}]"), "prices[0]: `models` is missing"),
+        (price("models: [], input_per_million: 1"), "prices[0].models: no model"),
+        (price("models: [a, A], input_per_million: 1"), "models[1]: has a price on openai already, found `A`"),
+        (price("models: [m], input_per_million: -1"), "input_per_million: must not be negative"),
+        (price("models: [m], input_per_million: 0.0000000001"), "input_per_million: more than 9 digits"),
+        (price("models: [m], input_per_million: 1000000001"), "input_per_million: out of range"),
+        (price("models: [m], per_request: 1"), "per_request: a price of requests where billing_mode is token"),
+        (price("models: [m], billing_mode: per_call"), "no such choice, found `per_call`"),
+        (price("models: [m], billing_mode: image"), "prices[0]: `per_request` is missing"),
+        (price("models: [m], billing_mode: per_request, per_request: 1, output_per_million: 1"), "output_per_million: a price of tokens where billing_mode is per_request"),
+        (price("models: [m], intervals: [{min_tokens: 5}]"), "intervals[0]: an interval without a price"),
+        (price("models: [m], intervals: [{min_tokens: 5, max_tokens: 5, input_per_million: 1}]"), "max_tokens: not above min_tokens"),
+        (price("models: [m], intervals: [{max_tokens: 5, input_per_million: 1}, {min_tokens: 4, input_per_million: 1}]"), "intervals[1]: overlaps with an interval before it"),
+        (price("models: [m], intervals: [{tier_label: 1K, input_per_million: 1}]"), "tier_label: a size where billing_mode is token"),
+        (price("models: [m], billing_mode: image, intervals: [{tier_label: 8K, per_request: 1}]"), "tier_label: no such choice, found `8K`"),
+        (price("models: [m], billing_mode: image, intervals: [{tier_label: 1K, min_tokens: 5, per_request: 1}]"), "tier_label: beside a length of the context"),
+        (price("models: [m], billing_mode: image, intervals: [{tier_label: 1K, per_request: 1}, {tier_label: 1k, per_request: 2}]"), "intervals[1]: a second interval for the size 1K"),
+        (price("models: [m], billing_mode: image, intervals: [{tier_label: 1K}]"), "intervals[0]: `per_request` is missing"),
         // Accounts.
         ("accounts: [{name: a, platform: openai}]".into(), "accounts[0] \"a\": `credentials` is missing"),
         ("accounts: [{name: a, platform: openai, credentials: {}}]".into(), "credentials: `api_key` is missing"),
@@ -324,6 +544,15 @@ fn every_mistake_is_named() {
         (account("proxy: [http://u:hunter2@h]"), "proxy: not a text"),
         (account("extra: [a]"), "extra: not a map"),
         // Options of accounts.
+        (account("extra: {quota_limit: 0}"), "extra.quota_limit: not above zero, found `0`; expected USD above zero, such as \"25.00\", or null for no limit"),
+        (account("extra: {quota_daily_limit: [1]}"), "extra.quota_daily_limit: not a decimal number"),
+        (account("extra: {quota_weekly_limit: 0.0000000001}"), "extra.quota_weekly_limit: more than 9 digits"),
+        (account("extra: {quota_daily_reset_mode: fixd}"), "extra.quota_daily_reset_mode: no such choice, found `fixd`; expected fixed, perhaps; one of rolling, fixed"),
+        (account("extra: {quota_weekly_reset_mode: 1}"), "extra.quota_weekly_reset_mode: no such choice"),
+        (account("extra: {quota_daily_reset_hour: 24}"), "extra.quota_daily_reset_hour: out of bounds, found `24`; expected a whole hour from 0 to 23"),
+        (account("extra: {quota_weekly_reset_hour: -1}"), "extra.quota_weekly_reset_hour: out of bounds"),
+        (account("extra: {quota_weekly_reset_day: 7}"), "extra.quota_weekly_reset_day: out of bounds, found `7`; expected a day from 0 (Sunday) to 6 (Saturday)"),
+        (account("extra: {quota_reset_timezone: Berlin}"), "extra.quota_reset_timezone: "),
         (account("extra: {pool_mode: 1}"), "extra.pool_mode: not a flag, found `1`"),
         (account("extra: {pool_mode_retry_count: 11}"), "extra.pool_mode_retry_count: out of bounds, found `11`; expected a whole number from 0 to 10"),
         (account("extra: {pool_mode_retry_count: -1}"), "pool_mode_retry_count: out of bounds"),
@@ -467,19 +696,13 @@ fn what_is_stored_but_has_no_effect_is_said() {
     );
     assert_eq!(resources.api_keys[0].ip_deny, ["somewhere"]);
     for want in [
-        "groups[0] \"g\".daily_limit_usd: stored, but not enforced by this version",
-        "groups[0] \"g\".rpm_limit: stored",
-        "groups[0] \"g\".subscription_type: stored",
-        "groups[0] \"g\".claude_code_only: stored",
+        "groups[0] \"g\".claude_code_only: stored, but not enforced by this version",
         "groups[0] \"g\".fallback_group: stored",
         "groups[0] \"g\".min_client_version: stored",
         "groups[0] \"g\".model_routing: stored",
-        "groups[0] \"g\".image_prices: stored",
         "accounts[0] \"a\": this version sends requests only through openai accounts of type api_key",
         "accounts[0] \"a\".extra.base_rpm: stored, but not used by this version",
         "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
-        "users[0] \"u\".rpm_limit: stored",
-        "api_keys[0] \"k\".rate_limits.1d: stored",
         "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",
     ] {
         assert_eq!(
@@ -488,7 +711,7 @@ fn what_is_stored_but_has_no_effect_is_said() {
             "{want}\n{warnings:#?}"
         );
     }
-    assert_eq!(warnings.len(), 14, "{warnings:#?}");
+    assert_eq!(warnings.len(), 8, "{warnings:#?}");
     assert!(warnings[0].starts_with("0.yaml:2:"), "{warnings:#?}");
 }
 

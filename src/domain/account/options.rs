@@ -2,9 +2,15 @@
 //! them. Resources are checked against the same bounds before they are stored.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 
+use chrono::Weekday;
+use chrono_tz::Tz;
 use serde_json::{Map, Value};
 use tollgate_filters::verdict::{ErrorPolicy, TempRule};
+
+use super::quota::{AccountQuota, Reset};
+use crate::domain::Money;
 
 /// See [`ErrorPolicy::pool_mode`].
 pub const POOL_MODE: &str = "pool_mode";
@@ -18,15 +24,42 @@ pub const CUSTOM_ERROR_CODES: &str = "custom_error_codes";
 pub const TEMP_UNSCHEDULABLE_ENABLED: &str = "temp_unschedulable_enabled";
 /// See [`TempRule`].
 pub const TEMP_UNSCHEDULABLE_RULES: &str = "temp_unschedulable_rules";
+/// See [`AccountQuota::total`].
+pub const QUOTA_LIMIT: &str = "quota_limit";
+/// See [`AccountQuota::daily`].
+pub const QUOTA_DAILY_LIMIT: &str = "quota_daily_limit";
+/// See [`AccountQuota::weekly`].
+pub const QUOTA_WEEKLY_LIMIT: &str = "quota_weekly_limit";
+/// One of [`RESET_MODES`].
+pub const QUOTA_DAILY_RESET_MODE: &str = "quota_daily_reset_mode";
+/// One of [`RESET_MODES`].
+pub const QUOTA_WEEKLY_RESET_MODE: &str = "quota_weekly_reset_mode";
+/// See [`Reset::Daily`].
+pub const QUOTA_DAILY_RESET_HOUR: &str = "quota_daily_reset_hour";
+/// See [`Reset::Weekly`].
+pub const QUOTA_WEEKLY_RESET_HOUR: &str = "quota_weekly_reset_hour";
+/// See [`Reset::Weekly`]: 0 is Sunday, 6 Saturday.
+pub const QUOTA_WEEKLY_RESET_DAY: &str = "quota_weekly_reset_day";
+/// See [`AccountQuota::tz`].
+pub const QUOTA_RESET_TIMEZONE: &str = "quota_reset_timezone";
 
 /// Every option here.
-pub const ALL: [&str; 6] = [
+pub const ALL: [&str; 15] = [
     POOL_MODE,
     POOL_MODE_RETRY_COUNT,
     CUSTOM_ERROR_CODES_ENABLED,
     CUSTOM_ERROR_CODES,
     TEMP_UNSCHEDULABLE_ENABLED,
     TEMP_UNSCHEDULABLE_RULES,
+    QUOTA_LIMIT,
+    QUOTA_DAILY_LIMIT,
+    QUOTA_DAILY_RESET_MODE,
+    QUOTA_DAILY_RESET_HOUR,
+    QUOTA_WEEKLY_LIMIT,
+    QUOTA_WEEKLY_RESET_MODE,
+    QUOTA_WEEKLY_RESET_DAY,
+    QUOTA_WEEKLY_RESET_HOUR,
+    QUOTA_RESET_TIMEZONE,
 ];
 
 /// What a rule of [`TEMP_UNSCHEDULABLE_RULES`] may say.
@@ -38,6 +71,16 @@ pub const POOL_RETRIES: RangeInclusive<u32> = 0..=10;
 pub const STATUSES: RangeInclusive<u16> = 300..=599;
 /// How long a rule takes an account out: at most a week.
 pub const DURATION_MINUTES: RangeInclusive<u32> = 1..=10_080;
+/// When a quota's day or week begins: with its first request, or by the clock.
+pub const RESET_MODES: [&str; 2] = ["rolling", FIXED];
+/// By the clock.
+pub const FIXED: &str = "fixed";
+/// An hour of the day.
+pub const HOURS: RangeInclusive<u32> = 0..=23;
+/// A day of the week, from Sunday on.
+pub const DAYS: RangeInclusive<u32> = 0..=6;
+/// The day on which a week begins where none is given: Monday.
+const DEFAULT_DAY: u32 = 1;
 
 /// What the options say about upstream errors. The second part names every option that cannot be
 /// read and why; it counts as not given.
@@ -66,6 +109,42 @@ pub fn error_policy(options: &Map<String, Value>) -> (ErrorPolicy, Vec<String>) 
     (policy, reader.problems)
 }
 
+/// What the options say about quotas, and which of them cannot be read and why, as [`error_policy`].
+pub fn account_quota(options: &Map<String, Value>) -> (AccountQuota, Vec<String>) {
+    let mut reader = Reader {
+        options,
+        problems: Vec::new(),
+    };
+    let day = match reader.is_fixed(QUOTA_DAILY_RESET_MODE) {
+        false => Reset::AfterDay,
+        true => Reset::Daily {
+            hour: reader.hour(QUOTA_DAILY_RESET_HOUR),
+        },
+    };
+    let week = match reader.is_fixed(QUOTA_WEEKLY_RESET_MODE) {
+        false => Reset::AfterWeek,
+        true => Reset::Weekly {
+            day: weekday(
+                reader
+                    .read(QUOTA_WEEKLY_RESET_DAY, |v| within(v, &DAYS))
+                    .unwrap_or(DEFAULT_DAY),
+            ),
+            hour: reader.hour(QUOTA_WEEKLY_RESET_HOUR),
+        },
+    };
+    let quota = AccountQuota {
+        total: reader.read(QUOTA_LIMIT, limit),
+        daily: reader.read(QUOTA_DAILY_LIMIT, limit),
+        weekly: reader.read(QUOTA_WEEKLY_LIMIT, limit),
+        day,
+        week,
+        tz: reader
+            .read(QUOTA_RESET_TIMEZONE, timezone)
+            .unwrap_or(Tz::UTC),
+    };
+    (quota, reader.problems)
+}
+
 /// Reads options one by one and notes what cannot be read.
 struct Reader<'a> {
     options: &'a Map<String, Value>,
@@ -88,6 +167,36 @@ impl<'a> Reader<'a> {
         let flag = |value: &Value| value.as_bool().ok_or("not a flag".to_owned());
         self.read(name, flag).unwrap_or(false)
     }
+
+    fn is_fixed(&mut self, name: &str) -> bool {
+        let mode = |value: &Value| {
+            let mode = RESET_MODES.into_iter().find(|m| value == m);
+            mode.ok_or(format!("not one of {}", RESET_MODES.join(", ")))
+        };
+        self.read(name, mode) == Some(FIXED)
+    }
+
+    fn hour(&mut self, name: &str) -> u32 {
+        self.read(name, |v| within(v, &HOURS)).unwrap_or(0)
+    }
+}
+
+/// The day with this number, 0 being Sunday.
+fn weekday(number: u32) -> Weekday {
+    (0..number).fold(Weekday::Sun, |day, _| day.succ())
+}
+
+/// An amount above zero. Resources keep it as a text, so that it stays exact.
+fn limit(value: &Value) -> Result<Money, String> {
+    let amount = text(value).and_then(|text| text.parse().ok());
+    amount
+        .filter(|amount: &Money| amount.is_positive())
+        .ok_or("not USD above zero".to_owned())
+}
+
+fn timezone(value: &Value) -> Result<Tz, String> {
+    let zone = value.as_str().and_then(|name| Tz::from_str(name).ok());
+    zone.ok_or("not a time zone".to_owned())
 }
 
 fn codes(value: &Value) -> Result<Vec<u16>, String> {
@@ -204,6 +313,83 @@ mod tests {
             json!({"custom_error_codes": [], "temp_unschedulable_rules": [], "pool_mode": null});
         for options in [json!({}), empty] {
             assert_eq!(read(options), (nothing(), vec![]));
+        }
+    }
+
+    #[test]
+    fn options_make_the_quota() {
+        let read = |options: Value| account_quota(options.as_object().unwrap());
+        let nothing = AccountQuota::default();
+        for options in [
+            json!({}),
+            json!({"quota_limit": null, "quota_daily_reset_mode": "rolling", "quota_daily_reset_hour": 9}),
+        ] {
+            assert_eq!(read(options), (nothing.clone(), vec![]));
+        }
+        let all = json!({
+            "quota_limit": "100.5", "quota_daily_limit": 10, "quota_weekly_limit": "0.000000001",
+            "quota_daily_reset_mode": "fixed", "quota_daily_reset_hour": 23,
+            "quota_weekly_reset_mode": "fixed", "quota_weekly_reset_day": 6, "quota_weekly_reset_hour": 1,
+            "quota_reset_timezone": "America/Los_Angeles",
+        });
+        let wanted = AccountQuota {
+            total: Some(Money(100_500_000_000)),
+            daily: Some(Money::from_usd(10)),
+            weekly: Some(Money(1)),
+            day: Reset::Daily { hour: 23 },
+            week: Reset::Weekly {
+                day: Weekday::Sat,
+                hour: 1,
+            },
+            tz: Tz::America__Los_Angeles,
+        };
+        assert_eq!(read(all), (wanted, vec![]));
+        let fixed = json!({"quota_daily_reset_mode": "fixed", "quota_weekly_reset_mode": "fixed"});
+        let (day, week) = (
+            Reset::Daily { hour: 0 },
+            Reset::Weekly {
+                day: Weekday::Mon,
+                hour: 0,
+            },
+        );
+        let defaults = AccountQuota {
+            day,
+            week,
+            ..nothing.clone()
+        };
+        assert_eq!(read(fixed), (defaults, vec![]));
+        for (options, want) in [
+            (json!({"quota_limit": 0}), "quota_limit: not USD above zero"),
+            (
+                json!({"quota_daily_limit": "-1"}),
+                "quota_daily_limit: not USD",
+            ),
+            (
+                json!({"quota_weekly_limit": true}),
+                "quota_weekly_limit: not USD",
+            ),
+            (
+                json!({"quota_daily_reset_mode": "sliding"}),
+                "quota_daily_reset_mode: not one of rolling, fixed",
+            ),
+            (
+                json!({"quota_reset_timezone": "Mars"}),
+                "quota_reset_timezone: not a time zone",
+            ),
+        ] {
+            let (quota, problems) = read(options.clone());
+            assert_eq!(quota, nothing, "{options}");
+            assert_eq!(problems.len(), 1, "{options}");
+            assert!(problems[0].contains(want), "{options}: {problems:?}");
+        }
+        for (mode, option, most) in [
+            ("quota_daily_reset_mode", "quota_daily_reset_hour", 23),
+            ("quota_weekly_reset_mode", "quota_weekly_reset_hour", 23),
+            ("quota_weekly_reset_mode", "quota_weekly_reset_day", 6),
+        ] {
+            let (_, problems) = read(json!({mode: "fixed", option: most + 1}));
+            let want = format!("{option}: not a whole number from 0 to {most}");
+            assert_eq!(problems, [want]);
         }
     }
 

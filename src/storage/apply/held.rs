@@ -6,7 +6,8 @@ use sea_orm::{DatabaseTransaction, EntityTrait};
 
 use crate::storage::StorageError;
 use crate::storage::entities::{
-    account, account_group, api_key, error_rule, group, price_override, user, user_multiplier,
+    account, account_group, api_key, channel, channel_group, error_rule, group, price_override,
+    subscription, user, user_multiplier,
 };
 
 /// Every configured row, by name (prices by model), and the relations by the owner's id.
@@ -15,10 +16,15 @@ pub(super) struct Held {
     pub(super) accounts: BTreeMap<String, account::Model>,
     pub(super) users: BTreeMap<String, user::Model>,
     pub(super) api_keys: BTreeMap<String, api_key::Model>,
+    /// By user id and group id.
+    pub(super) subscriptions: BTreeMap<(i64, i64), subscription::Model>,
+    pub(super) channels: BTreeMap<String, channel::Model>,
     pub(super) error_rules: BTreeMap<String, error_rule::Model>,
     pub(super) prices: BTreeMap<String, price_override::Model>,
     /// Account id → ids of its groups.
     pub(super) account_groups: HashMap<i64, BTreeSet<i64>>,
+    /// Channel id → ids of its groups.
+    pub(super) channel_groups: HashMap<i64, BTreeSet<i64>>,
     /// User id → group id → multiplier in millionths.
     pub(super) multipliers: HashMap<i64, BTreeMap<i64, i64>>,
 }
@@ -32,6 +38,14 @@ impl Held {
                 .or_default()
                 .insert(link.group_id);
         }
+        let mut channel_groups: HashMap<i64, BTreeSet<i64>> = HashMap::new();
+        for link in channel_group::Entity::find().all(txn).await? {
+            channel_groups
+                .entry(link.channel_id)
+                .or_default()
+                .insert(link.group_id);
+        }
+        let subscriptions = subscription::Entity::find().all(txn).await?;
         let mut multipliers: HashMap<i64, BTreeMap<i64, i64>> = HashMap::new();
         for row in user_multiplier::Entity::find().all(txn).await? {
             multipliers
@@ -44,9 +58,15 @@ impl Held {
             accounts: by_name(account::Entity::find().all(txn).await?, |r| &r.name),
             users: by_name(user::Entity::find().all(txn).await?, |r| &r.name),
             api_keys: by_name(api_key::Entity::find().all(txn).await?, |r| &r.name),
+            subscriptions: subscriptions
+                .into_iter()
+                .map(|row| ((row.user_id, row.group_id), row))
+                .collect(),
+            channels: by_name(channel::Entity::find().all(txn).await?, |r| &r.name),
             error_rules: by_name(error_rule::Entity::find().all(txn).await?, |r| &r.name),
             prices: by_name(price_override::Entity::find().all(txn).await?, |r| &r.model),
             account_groups,
+            channel_groups,
             multipliers,
         })
     }

@@ -16,7 +16,7 @@ use crate::storage::entities::{error_rule, group, price_override};
 use crate::storage::seal::Sealer;
 use crate::storage::{KeyHasher, StorageError};
 
-/// The state of an apply. The passes must run in the order groups, users, accounts, keys.
+/// The state of an apply. The passes must run in the order groups, users, then the others.
 pub(super) struct Pass<'a> {
     pub(super) txn: &'a DatabaseTransaction,
     pub(super) held: &'a Held,

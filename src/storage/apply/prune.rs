@@ -1,13 +1,15 @@
 //! What `--prune` does to objects that the file no longer names.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sea_orm::ActiveValue::Set;
 use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter};
 
 use super::pass::Pass;
 use crate::storage::StorageError;
-use crate::storage::entities::{account, api_key, error_rule, group, price_override, user};
+use crate::storage::entities::{
+    account, api_key, channel, error_rule, group, price_override, subscription, user,
+};
 
 impl Pass<'_> {
     /// Disables what the file does not name. Rows stay, since records and entries refer to them;
@@ -62,6 +64,36 @@ impl Pass<'_> {
             },
         )
         .await?;
+        let named: HashSet<(i64, i64)> = resources
+            .subscriptions
+            .iter()
+            .filter_map(|r| Some((*self.user_ids.get(&r.user)?, *self.group_ids.get(&r.group)?)))
+            .collect();
+        let unnamed = held.subscriptions.values().filter(|row| row.enabled);
+        for row in unnamed.filter(|row| !named.contains(&(row.user_id, row.group_id))) {
+            let off = subscription::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            };
+            self.update(subscription::Column::Id, row.id, Some(off))
+                .await?;
+            let user = name_of(&self.user_ids, row.user_id);
+            let group = name_of(&self.group_ids, row.group_id);
+            let removed = format!("subscriptions/{user}/{group}");
+            self.report.removed.push(removed);
+        }
+        let rows = held.channels.values().filter(|row| row.enabled);
+        self.disable(
+            "channels",
+            rows.map(|row| (row.id, &row.name)),
+            resources.channels.iter().map(|r| &r.name),
+            channel::Column::Id,
+            channel::ActiveModel {
+                enabled: Set(false),
+                ..Default::default()
+            },
+        )
+        .await?;
         let rows = held.error_rules.values().filter(|row| row.enabled);
         self.disable(
             "error_passthrough_rules",
@@ -102,4 +134,10 @@ impl Pass<'_> {
         }
         Ok(())
     }
+}
+
+/// The name of an id, which foreign keys see to that there is.
+fn name_of(ids: &HashMap<String, i64>, id: i64) -> &str {
+    let found = ids.iter().find(|(_, its_id)| **its_id == id);
+    found.map_or("", |(name, _)| name)
 }

@@ -40,6 +40,18 @@ pub(super) fn check(
         &mut problems,
     );
     duplicates(
+        "channels",
+        resources.channels.iter().map(|r| &r.name),
+        &mut problems,
+    );
+    let mut pairs = HashSet::new();
+    for subscription in &resources.subscriptions {
+        if !pairs.insert((&subscription.user, &subscription.group)) {
+            let name = subscription.name();
+            problems.push(format!("subscriptions/{name}: is given twice"));
+        }
+    }
+    duplicates(
         "error_passthrough_rules",
         resources.error_passthrough_rules.iter().map(|r| &r.name),
         &mut problems,
@@ -56,6 +68,7 @@ pub(super) fn check(
         }
     }
     check_platforms(resources, held, prune, &mut problems);
+    check_channels(resources, held, prune, &mut problems);
     for user in &resources.users {
         if user
             .balance
@@ -133,6 +146,36 @@ fn check_platforms(resources: &Resources, held: &Held, prune: bool, problems: &m
             let extra: serde_json::Value = serde_json::from_str(&row.extra).unwrap_or_default();
             let mixed = is_mixed(extra.get("mixed_scheduling"));
             check(&row.name, &row.platform, mixed, group);
+        }
+    }
+}
+
+/// A group has at most one channel, once everything is applied. What a disabled channel, or one that
+/// is about to be, had is free.
+fn check_channels(resources: &Resources, held: &Held, prune: bool, problems: &mut Vec<String>) {
+    let mut channels: HashMap<&str, &str> = HashMap::new();
+    if !prune {
+        let in_file: HashSet<&str> = resources.channels.iter().map(|r| r.name.as_str()).collect();
+        let names: HashMap<i64, &str> = held
+            .groups
+            .values()
+            .map(|row| (row.id, row.name.as_str()))
+            .collect();
+        let staying = held.channels.values();
+        let staying = staying.filter(|row| row.enabled && !in_file.contains(row.name.as_str()));
+        for row in staying {
+            let groups = held.channel_groups.get(&row.id).into_iter().flatten();
+            channels.extend(groups.filter_map(|id| Some((*names.get(id)?, row.name.as_str()))));
+        }
+    }
+    for channel in &resources.channels {
+        for group in &channel.groups {
+            if let Some(other) = channels.insert(group, &channel.name) {
+                problems.push(format!(
+                    "channels/{}: groups/{group} is in channels/{other} already",
+                    channel.name
+                ));
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::domain::{Money, Multiplier, UserId};
 use crate::storage::StorageError;
 use crate::storage::convert::millionths;
 use crate::storage::entities::{user, user_multiplier};
-use crate::storage::ledger::{self, Entry};
+use crate::storage::ledger::{self, Entry, Posting};
 
 impl Pass<'_> {
     pub(super) async fn users(&mut self) -> Result<(), StorageError> {
@@ -67,7 +67,11 @@ impl Pass<'_> {
                     kind: ledger::kind_of(amount),
                     amount,
                     request_id: None,
-                    note: Some("opening balance"),
+                    posting: Posting {
+                        note: Some("opening balance"),
+                        command: Some("apply"),
+                        ..Posting::default()
+                    },
                 });
             }
         }

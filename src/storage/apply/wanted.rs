@@ -3,13 +3,16 @@
 
 use tollgate_filters::passthrough::Rule;
 
-use crate::config::resources::{AccountResource, ApiKeyResource, GroupResource, UserResource};
+use crate::config::resources::{
+    AccountResource, ApiKeyResource, ChannelResource, GroupResource, SubscriptionResource,
+    UserResource,
+};
 use crate::domain::{Money, Secret};
 use crate::storage::convert::{
-    match_mode_name, millionths, millis, nanos, seal_credentials, subscription_name, to_json,
-    unseal_credentials, unseal_proxy,
+    ChannelOptions, match_mode_name, millionths, millis, nanos, seal_credentials,
+    subscription_name, to_json, unseal_credentials, unseal_proxy,
 };
-use crate::storage::entities::{account, api_key, error_rule, group, user};
+use crate::storage::entities::{account, api_key, channel, error_rule, group, subscription, user};
 use crate::storage::seal::{Sealer, hint};
 use crate::storage::{KeyHasher, StorageError};
 
@@ -110,6 +113,54 @@ pub(super) fn user(resource: &UserResource, held: Option<&user::Model>, now: i64
         rpm_limit: i64::from(resource.rpm_limit),
         created_at: held.map_or(now, |row| row.created_at),
     }
+}
+
+/// The row of a subscription. One that says nothing of its start starts when it is first applied.
+pub(super) fn subscription(
+    resource: &SubscriptionResource,
+    held: Option<&subscription::Model>,
+    (user_id, group_id): (i64, i64),
+    now: i64,
+) -> subscription::Model {
+    let first_applied = held.map_or(now, |row| row.starts_at);
+    subscription::Model {
+        id: held.map_or(0, |row| row.id),
+        user_id,
+        group_id,
+        starts_at: resource.starts_at.map_or(first_applied, millis),
+        expires_at: millis(resource.expires_at),
+        status: resource.status.as_str().to_owned(),
+        enabled: resource.enabled,
+        created_at: held.map_or(now, |row| row.created_at),
+    }
+}
+
+/// The row of a channel.
+pub(super) fn channel(
+    resource: &ChannelResource,
+    held: Option<&channel::Model>,
+    now: i64,
+) -> Result<channel::Model, StorageError> {
+    let mapping = resource.model_mapping.iter();
+    let options = ChannelOptions {
+        model_mapping: mapping
+            .map(|(platform, mapping)| {
+                let pairs = mapping.iter();
+                let pairs = pairs.map(|(model, name)| (model.to_owned(), name.to_owned()));
+                (*platform, pairs.collect())
+            })
+            .collect(),
+        restrict_models: resource.restrict_models,
+        billing_model_source: resource.billing_model_source,
+    };
+    Ok(channel::Model {
+        id: held.map_or(0, |row| row.id),
+        name: resource.name.clone(),
+        enabled: resource.enabled,
+        options: to_json(&options)?,
+        prices: to_json(&resource.prices)?,
+        created_at: held.map_or(now, |row| row.created_at),
+    })
 }
 
 /// The row of an error passthrough rule.

@@ -32,7 +32,8 @@ async fn dump(store: &Store) -> String {
     let mut text = String::new();
     text += &serde_json::to_string(&store.list_groups(None).await.unwrap()).unwrap();
     text += &serde_json::to_string(&store.list_accounts(None, at(0)).await.unwrap()).unwrap();
-    text += &serde_json::to_string(&store.list_users(None).await.unwrap()).unwrap();
+    text +=
+        &serde_json::to_string(&store.list_users(None, &HashMap::new()).await.unwrap()).unwrap();
     text += &serde_json::to_string(&store.list_rules(None).await.unwrap()).unwrap();
     text += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
     text + &store.version().await.unwrap().to_string()
@@ -316,7 +317,10 @@ async fn a_group_does_not_change_its_platform_under_its_accounts() {
 #[tokio::test]
 async fn prune_disables_and_keeps_history() {
     let (_dir, store) = filled().await;
-    store.settle(&[record("r-1", "1")]).await.unwrap();
+    store
+        .settle(&[record("r-1", "1")], None, Tz::UTC)
+        .await
+        .unwrap();
     let mut wanted = resources();
     wanted.groups.truncate(1);
     wanted.groups[0].options.clear();
@@ -354,7 +358,11 @@ async fn prune_disables_and_keeps_history() {
     };
     assert!(!busy.enabled, "disabled, not gone");
     assert_eq!(
-        store.list_users(Some("alice")).await.unwrap()[0].balance,
+        store
+            .list_users(Some("alice"), &HashMap::new())
+            .await
+            .unwrap()[0]
+            .balance,
         Money::from_usd(9)
     );
 
@@ -369,7 +377,10 @@ async fn a_balance_is_only_set_when_the_user_is_created() {
     let mut wanted = resources();
     wanted.users[0].balance = Some(Money::from_usd(1000));
     assert!(!apply(&store, &wanted).await.has_changes());
-    let alice = &store.list_users(Some("alice")).await.unwrap()[0];
+    let alice = &store
+        .list_users(Some("alice"), &HashMap::new())
+        .await
+        .unwrap()[0];
     assert_eq!(alice.balance, Money::from_usd(10));
     assert!(store.verify_ledger().await.unwrap().is_empty());
 }
@@ -377,7 +388,10 @@ async fn a_balance_is_only_set_when_the_user_is_created() {
 #[tokio::test]
 async fn keys_rotate_swap_and_keep_what_was_used() {
     let (_dir, store) = filled().await;
-    store.settle(&[record("r-1", "1")]).await.unwrap();
+    store
+        .settle(&[record("r-1", "1")], None, Tz::UTC)
+        .await
+        .unwrap();
     let alice = store.hasher().hash("tg-alice-0123456789abcdef");
     let bob = store.hasher().hash("tg-bob-0123456789abcdef");
 

@@ -250,7 +250,11 @@ async fn bindings_are_pruned_by_number_and_age() {
 
 /// A few conditions at a few places.
 fn pictures() -> impl Strategy<Value = Conditions> {
-    let place = (0..3_i64, 0..5_usize, proptest::option::of(0..2_u8));
+    let place = (
+        0..3_i64,
+        0..ConditionKind::ALL.len(),
+        proptest::option::of(0..2_u8),
+    );
     proptest::collection::hash_map(place, (0..3_i64, proptest::option::of(10..13_i64)), 0..8)
         .prop_map(|places: HashMap<_, _>| {
             let list: Vec<_> = places

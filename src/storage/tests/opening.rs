@@ -122,7 +122,10 @@ async fn a_transaction_that_is_dropped_changes_nothing_and_frees_the_lock() {
     drop(txn);
     assert_eq!(store.version().await.unwrap(), 1);
     let other = open(&dir).await;
-    other.credit("alice", Money(1)).await.unwrap();
+    other
+        .credit("alice", Money(1), Posting::default())
+        .await
+        .unwrap();
     assert_eq!(store.version().await.unwrap(), 2);
 }
 
@@ -140,7 +143,9 @@ async fn every_future_may_move_between_threads() {
     sendable(store.load_directory(Multiplier::ONE))
         .await
         .unwrap();
-    sendable(store.settle(&[record("r-1", "1")])).await.unwrap();
+    sendable(store.settle(&[record("r-1", "1")], None, Tz::UTC))
+        .await
+        .unwrap();
     sendable(store.version()).await.unwrap();
     sendable(store.balances()).await.unwrap();
     sendable(store.key_spend()).await.unwrap();

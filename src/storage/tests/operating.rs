@@ -60,26 +60,41 @@ async fn a_key_for_nobody_or_under_a_taken_name_is_refused() {
 #[tokio::test]
 async fn credits_add_up_in_the_ledger() {
     let (_dir, store) = filled().await;
-    for (amount, balance) in [
-        ("5", "15"),
-        ("0.000000001", "15.000000001"),
-        ("-20", "-4.999999999"),
-    ] {
-        let after = store
-            .credit("alice", amount.parse().unwrap())
+    let usd = |text: &str| text.parse::<Money>().unwrap();
+    for (amount, balance) in [("5", "15"), ("0.000000001", "15.000000001")] {
+        let posted = store
+            .credit("alice", usd(amount), Posting::default())
             .await
             .unwrap();
-        assert_eq!(after, balance.parse().unwrap());
+        assert_eq!(posted.balance, usd(balance));
     }
+    let posted = store
+        .debit("alice", usd("20"), Posting::default())
+        .await
+        .unwrap();
+    assert_eq!(posted.amount, usd("-20"));
+    assert_eq!(posted.balance, usd("-4.999999999"));
     assert_eq!(store.version().await.unwrap(), 4);
     assert!(store.verify_ledger().await.unwrap().is_empty());
-    let zero = store.credit("alice", Money::ZERO).await.unwrap_err();
+    let zero = store
+        .credit("alice", Money::ZERO, Posting::default())
+        .await
+        .unwrap_err();
     assert!(matches!(zero, StorageError::Invalid(_)));
-    let much = store.credit("alice", Money(i64::MAX)).await.unwrap_err();
+    let much = store
+        .credit("alice", Money(i64::MAX), Posting::default())
+        .await
+        .unwrap_err();
     assert!(matches!(much, StorageError::Invalid(_)));
-    let little = store.credit("alice", Money(i64::MIN)).await.unwrap_err();
+    let little = store
+        .credit("alice", Money(i64::MIN), Posting::default())
+        .await
+        .unwrap_err();
     assert!(matches!(little, StorageError::Invalid(_)));
-    let nobody = store.credit("eve", Money(1)).await.unwrap_err();
+    let nobody = store
+        .credit("eve", Money(1), Posting::default())
+        .await
+        .unwrap_err();
     assert_eq!(nobody.to_string(), "there is no user named eve");
 }
 

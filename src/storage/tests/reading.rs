@@ -166,7 +166,10 @@ async fn views_show_names_and_states() {
         (&"active".into(), &Value::Null)
     );
     assert_eq!(json["groups"], serde_json::json!(["main", "spare"]));
-    let user = &store.list_users(Some("alice")).await.unwrap()[0];
+    let user = &store
+        .list_users(Some("alice"), &HashMap::new())
+        .await
+        .unwrap()[0];
     let json = serde_json::to_value(user).unwrap();
     assert_eq!(
         (&json["balance"], &json["reserved"]),
@@ -174,12 +177,21 @@ async fn views_show_names_and_states() {
     );
     assert_eq!(json["available"], "10");
     assert_eq!(json["group_multipliers"]["main"], "0.5");
-    assert!(store.list_users(Some("eve")).await.unwrap().is_empty());
+    assert!(
+        store
+            .list_users(Some("eve"), &HashMap::new())
+            .await
+            .unwrap()
+            .is_empty()
+    );
 
     let status = async |now| store.list_keys(Some("alice-laptop"), now).await.unwrap()[0].status;
     assert_eq!(status(at(0)).await, ApiKeyStatus::Active);
     assert_eq!(status(at(9_000)).await, ApiKeyStatus::Expired);
-    store.settle(&[record("r-1", "7")]).await.unwrap();
+    store
+        .settle(&[record("r-1", "7")], None, Tz::UTC)
+        .await
+        .unwrap();
     assert_eq!(status(at(0)).await, ApiKeyStatus::QuotaExhausted);
     let mut wanted = resources();
     wanted.api_keys[0].enabled = false;
@@ -213,13 +225,10 @@ async fn a_record_has_exactly_the_published_fields_in_order() {
         },
     ];
     store
-        .settle(&[tried_twice, record("r-2", "0")])
+        .settle(&[tried_twice, record("r-2", "0")], None, Tz::UTC)
         .await
         .unwrap();
-    let filter = UsageFilter {
-        since: at(0),
-        user: None,
-    };
+    let filter = UsageFilter::since(at(0));
     let records = store.usage_records(&filter, None, 10).await.unwrap();
     let text = serde_json::to_string(&records[0]).unwrap();
     // INTERFACE.md, "Usage record", with the values of `record`.
@@ -232,7 +241,9 @@ async fn a_record_has_exactly_the_published_fields_in_order() {
         r#""stream":true,"status":200,"outcome":"ok","input_tokens":11,"output_tokens":12,"#,
         r#""cache_creation_tokens":13,"cache_creation_5m_tokens":14,"cache_creation_1h_tokens":15,"#,
         r#""cache_read_tokens":16,"image_output_tokens":17,"image_count":18,"cost":"0.25","#,
-        r#""charge":"0.125","rate_multiplier":"0.5","billing_type":"balance","#,
+        r#""charge":"0.125","rate_multiplier":"0.5","account_rate_multiplier":"1","#,
+        r#""billing_type":"balance","billing_mode":"token","billing_tier":null,"channel":null,"#,
+        r#""priced":true,"#,
         r#""service_tier":"priority","reasoning_effort":"high","attempts":3,"account_switches":2,"#,
         r#""attempt_trail":[{"account":"two","result":"overloaded","status":529,"duration_ms":12},"#,
         r#"{"account":"one","result":"answered","status":null,"duration_ms":900}],"#,
@@ -266,21 +277,21 @@ async fn ids_in_paths_are_shown_whole_and_make_no_contexts() {
         })
         .collect();
     // As a batch, one by one, and one with a context too long to be remembered.
-    store.settle(&batch[..30]).await.unwrap();
+    store.settle(&batch[..30], None, Tz::UTC).await.unwrap();
     for record in &batch[30..] {
-        store.settle(std::slice::from_ref(record)).await.unwrap();
+        store
+            .settle(std::slice::from_ref(record), None, Tz::UTC)
+            .await
+            .unwrap();
     }
     for id in ["long-1", "long-2"] {
         let mut record = batch[2].clone();
         record.request_id = id.to_owned();
         record.requested_model = "m".repeat(5000);
         wanted.push((record.endpoint.clone(), record.upstream_endpoint.clone()));
-        store.settle(&[record]).await.unwrap();
+        store.settle(&[record], None, Tz::UTC).await.unwrap();
     }
-    let filter = UsageFilter {
-        since: at(0),
-        user: None,
-    };
+    let filter = UsageFilter::since(at(0));
     let found = store.usage_records(&filter, None, 100).await.unwrap();
     let found: Vec<(String, String)> = found
         .into_iter()
@@ -304,7 +315,10 @@ async fn old_records_are_carried_over_exactly_and_kept_once() {
     let ledger = "SELECT group_concat(id || ' ' || user_id || ' ' || kind || ' ' || amount_nanos \
                   || ' ' || created_at) || (SELECT seq FROM sqlite_sequence \
                   WHERE name = 'ledger_entries') FROM ledger_entries ORDER BY id";
-    store.credit("bob", Money(7)).await.unwrap();
+    store
+        .credit("bob", Money(7), Posting::default())
+        .await
+        .unwrap();
     let entries: String = ask(&store, ledger).await;
     let writer = &store.inner.pools.writer;
     // Back to the schema before this step, with records of that time: most alike, two not.
@@ -336,7 +350,18 @@ async fn old_records_are_carried_over_exactly_and_kept_once() {
     for sql in [
         "DROP TABLE usage_entries",
         "DROP TABLE usage_contexts",
+        "DROP TABLE channel_groups",
+        "DROP TABLE channels",
+        "DROP TABLE subscriptions",
+        "DROP TABLE key_windows",
+        "DROP TABLE subscription_windows",
+        "DROP TABLE account_usage",
+        "DROP TABLE journal_watermark",
+        "DROP INDEX ledger_entries_by_idempotency_key",
+        "ALTER TABLE ledger_entries DROP COLUMN idempotency_key",
+        "ALTER TABLE ledger_entries DROP COLUMN command",
         "DELETE FROM seaql_migrations WHERE version LIKE '%records_in_context'",
+        "DELETE FROM seaql_migrations WHERE version LIKE '%money'",
         &format!("CREATE TABLE usage_records{old_schema}"),
         &many,
         "DELETE FROM usage_records WHERE id = 5",
@@ -374,14 +399,11 @@ async fn old_records_are_carried_over_exactly_and_kept_once() {
     again.user_agent = some();
     let mut known = again.clone();
     known.request_id = "r-7".to_owned();
-    let settled = store.settle(&[again, known]).await.unwrap();
+    let settled = store.settle(&[again, known], None, Tz::UTC).await.unwrap();
     assert_eq!(settled.inserted, 1, "old rows count as written");
     let contexts: i64 = ask(&store, "SELECT COUNT(*) FROM usage_contexts").await;
     assert_eq!(contexts, 2);
-    let filter = UsageFilter {
-        since: at(0),
-        user: None,
-    };
+    let filter = UsageFilter::since(at(0));
     let found = store.usage_records(&filter, None, 4000).await.unwrap();
     let fields = |index: usize| {
         let mut json = serde_json::to_value(&found[index]).unwrap();
@@ -427,7 +449,7 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         })
         .collect();
     batch.rotate_left(20);
-    store.settle(&batch).await.unwrap();
+    store.settle(&batch, None, Tz::UTC).await.unwrap();
     for (since, user, expected) in [
         (at(0), None, 60),
         (at(10), None, 30),
@@ -435,8 +457,8 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         (at(20), None, 0),
     ] {
         let filter = UsageFilter {
-            since,
             user: user.map(str::to_owned),
+            ..UsageFilter::since(since)
         };
         let mut seen: Vec<(DateTime<Utc>, String)> = Vec::new();
         let mut after = None;
@@ -454,8 +476,8 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
         assert_eq!(seen.len(), expected, "a record came twice");
     }
     let nobody = UsageFilter {
-        since: at(0),
         user: Some("eve".to_owned()),
+        ..UsageFilter::since(at(0))
     };
     let error = store.usage_records(&nobody, None, 7).await.unwrap_err();
     assert!(matches!(error, StorageError::NotFound { kind: "user", .. }));
@@ -464,14 +486,17 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
 #[tokio::test]
 async fn totals_add_up_by_every_key() {
     let (_dir, store) = filled().await;
-    let nothing = store.usage_totals(at(0), None).await.unwrap();
+    let nothing = store
+        .usage_totals(&UsageFilter::since(at(0)), None)
+        .await
+        .unwrap();
     assert_eq!(
         (nothing.len(), nothing[0].requests, nothing[0].cost),
         (1, 0, Money::ZERO)
     );
     assert!(
         store
-            .usage_totals(at(0), Some(UsageBy::User))
+            .usage_totals(&UsageFilter::since(at(0)), Some(UsageBy::User))
             .await
             .unwrap()
             .is_empty()
@@ -484,9 +509,12 @@ async fn totals_add_up_by_every_key() {
     bob.api_key = "bob-laptop".to_owned();
     bob.model = "o3".to_owned();
     let batch = [early, record("r-1", "0.1"), record("r-2", "0.2"), bob];
-    store.settle(&batch).await.unwrap();
+    store.settle(&batch, None, Tz::UTC).await.unwrap();
 
-    let all = &store.usage_totals(at(0), None).await.unwrap()[0];
+    let all = &store
+        .usage_totals(&UsageFilter::since(at(0)), None)
+        .await
+        .unwrap()[0];
     assert_eq!(
         (all.requests, all.input_tokens, all.image_count),
         (3, 33, 54)
@@ -501,7 +529,10 @@ async fn totals_add_up_by_every_key() {
         (UsageBy::Account, vec![("one", 3)]),
         (UsageBy::Group, vec![("main", 3)]),
     ] {
-        let totals = store.usage_totals(at(0), Some(by)).await.unwrap();
+        let totals = store
+            .usage_totals(&UsageFilter::since(at(0)), Some(by))
+            .await
+            .unwrap();
         let found: Vec<(&str, u64)> = totals
             .iter()
             .map(|t| (t.name.as_deref().unwrap(), t.requests))

@@ -12,6 +12,7 @@ use crate::domain::account::Intent;
 use crate::domain::egress::EgressProxy;
 use crate::domain::{
     AccountId, AccountStatus, ApiKeyStatus, Condition, ModelMapping, Money, Multiplier, Secret,
+    UserId,
 };
 use crate::storage::conditions;
 use crate::storage::convert::{
@@ -161,11 +162,16 @@ impl Store {
             .collect()
     }
 
-    /// Users in name order: all, or the one of this name (an empty list if there is none).
+    /// Users in name order: all, or the one of this name (an empty list if there is none). `reserved`
+    /// is what running requests hold of whose money: the store knows of none.
     ///
     /// # Errors
     /// [`StorageError`] when the database cannot be read.
-    pub async fn list_users(&self, name: Option<&str>) -> Result<Vec<UserView>, StorageError> {
+    pub async fn list_users(
+        &self,
+        name: Option<&str>,
+        reserved: &HashMap<UserId, Money>,
+    ) -> Result<Vec<UserView>, StorageError> {
         let txn = self.begin_read().await?;
         let mut query = user::Entity::find().order_by_asc(user::Column::Name);
         if let Some(name) = name {
@@ -185,11 +191,13 @@ impl Store {
         txn.rollback().await?;
         rows.into_iter()
             .map(|row| {
+                let balance = Money(row.balance_nanos);
+                let reserved = reserved.get(&UserId(row.id)).copied().unwrap_or_default();
                 Ok(UserView {
                     enabled: row.enabled,
-                    balance: Money(row.balance_nanos),
-                    reserved: Money::ZERO,
-                    available: Money(row.balance_nanos),
+                    balance,
+                    reserved,
+                    available: balance - reserved,
                     concurrency: whole(row.concurrency)?,
                     rpm_limit: whole(row.rpm_limit)?,
                     group_multipliers: multipliers.remove(&row.id).unwrap_or_default(),
@@ -264,7 +272,9 @@ fn shown(condition: Condition) -> ConditionView {
     }
 }
 
-async fn group_names(txn: &DatabaseTransaction) -> Result<HashMap<i64, String>, StorageError> {
+pub(super) async fn group_names(
+    txn: &DatabaseTransaction,
+) -> Result<HashMap<i64, String>, StorageError> {
     let rows: Vec<(i64, String)> = group::Entity::find()
         .select_only()
         .columns([group::Column::Id, group::Column::Name])
@@ -284,7 +294,9 @@ async fn account_names(txn: &DatabaseTransaction) -> Result<HashMap<i64, String>
     Ok(rows.into_iter().collect())
 }
 
-async fn user_names(txn: &DatabaseTransaction) -> Result<HashMap<i64, String>, StorageError> {
+pub(super) async fn user_names(
+    txn: &DatabaseTransaction,
+) -> Result<HashMap<i64, String>, StorageError> {
     let rows: Vec<(i64, String)> = user::Entity::find()
         .select_only()
         .columns([user::Column::Id, user::Column::Name])

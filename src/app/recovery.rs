@@ -1,0 +1,103 @@
+//! What a server that ended without warning left in its journal: settled requests are counted and go on
+//! their way to the database; those that were sent and whose end is unknown are settled by estimate, of
+//! what is known to have come back; those that were never sent cost nothing.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::billing::book::Book;
+use crate::billing::estimate::estimated;
+use crate::billing::image::ImageSize;
+use crate::billing::journal::{Journal, Recovered, Unfinished};
+use crate::billing::pricing::ServiceTier;
+use crate::billing::quote::{Quote, Used};
+use crate::config::Reservation;
+use crate::domain::{BillingType, Money, UsageRecord, UsageSource};
+use crate::proxy::snapshot::Snapshot;
+
+/// Takes up what was left. Nothing serves yet; `now` is when the unfinished requests are taken to have
+/// ended at the latest.
+pub fn take_up(
+    recovered: Recovered,
+    journal: &Journal,
+    book: &Book,
+    snapshot: &Snapshot,
+    reservation: Reservation,
+    now: DateTime<Utc>,
+) {
+    for problem in &recovered.damage {
+        log::error!("the journal is damaged: {problem}");
+    }
+    let (settled, unfinished) = (recovered.settled.len(), recovered.unfinished.len());
+    if settled + unfinished + recovered.voided > 0 {
+        log::info!(
+            "taken up from the journal: {settled} settled requests that were not in the database yet, \
+             {unfinished} unfinished ones, which are settled by estimate, {} that were never sent",
+            recovered.voided
+        );
+    }
+    // In the order in which the database will get them.
+    for record in &recovered.settled {
+        book.restore(record);
+    }
+    for unfinished in recovered.unfinished {
+        let record = Arc::new(settle(unfinished, snapshot, reservation, now));
+        book.restore(&record);
+        journal.settled(record);
+    }
+}
+
+/// The record of a request whose end nobody saw: what its body and the answer noted so far come to, never
+/// what was reserved for it.
+fn settle(
+    unfinished: Unfinished,
+    snapshot: &Snapshot,
+    reservation: Reservation,
+    now: DateTime<Utc>,
+) -> UsageRecord {
+    let Unfinished { draft, progress } = unfinished;
+    let mut record = draft.record;
+    let progress = progress.unwrap_or_default();
+    (record.tokens, record.usage_source) = match progress.usage {
+        Some(usage) => (usage, UsageSource::Reported),
+        None => (
+            estimated(progress.output_bytes, draft.body_len),
+            UsageSource::Estimated,
+        ),
+    };
+    record.image_count = progress.image_count;
+    let millis = (now - record.created_at).num_milliseconds().max(0);
+    record.duration_ms = millis.unsigned_abs();
+    let directory = &snapshot.directory;
+    let Some(group) = directory.group(record.group_id) else {
+        // Groups are never deleted; without one nobody can say what it costs.
+        record.priced = false;
+        return record;
+    };
+    let quote = Quote::new(
+        snapshot.prices.clone(),
+        group.clone(),
+        directory.channel_of(record.group_id).cloned(),
+        &record.requested_model,
+    );
+    let used = Used {
+        tokens: record.tokens,
+        image_count: record.image_count,
+        // What was asked for is not in the journal; this is what is taken where nothing was.
+        image_size: ImageSize::TwoK,
+    };
+    let tier = record.service_tier.as_deref().and_then(ServiceTier::parse);
+    let priced = quote.price(&record.upstream_model, &used, tier, record.rate_multiplier);
+    record.cost = priced.cost;
+    record.charge = match record.billing_type {
+        BillingType::None => Money::ZERO,
+        // No balance goes below zero, whatever the estimate says.
+        _ if reservation == Reservation::Strict => priced.charge.min(draft.reserved),
+        BillingType::Balance | BillingType::Subscription => priced.charge,
+    };
+    record.priced = priced.priced;
+    record.billing_mode = priced.mode;
+    record.billing_tier = priced.billing_tier;
+    record
+}

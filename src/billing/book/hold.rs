@@ -1,0 +1,104 @@
+//! Money that a running request has set aside.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+
+use super::decide::Tally;
+use super::purse::{KeyPurse, UserPurse};
+use super::{Ask, Limits, Payer, held_to_reason};
+use crate::config::Reservation;
+use crate::domain::Money;
+
+/// A reservation. Ends by [`Hold::settle`], or goes back whole when dropped.
+#[must_use = "dropping it gives the money back"]
+pub struct Hold {
+    user: Arc<UserPurse>,
+    key: Arc<KeyPurse>,
+    payer: Payer,
+    limits: Limits,
+    mode: Reservation,
+    amount: Money,
+    tz: Tz,
+    open: bool,
+}
+
+impl Hold {
+    /// The amount must have been counted as held.
+    pub(super) fn new(
+        user: Arc<UserPurse>,
+        key: Arc<KeyPurse>,
+        ask: &Ask,
+        amount: Money,
+        tz: Tz,
+    ) -> Hold {
+        Hold {
+            user,
+            key,
+            payer: ask.payer,
+            limits: ask.limits,
+            mode: ask.mode,
+            amount,
+            tz,
+            open: true,
+        }
+    }
+
+    /// What is set aside. In `available` it may be less than was wanted.
+    pub fn amount(&self) -> Money {
+        self.amount
+    }
+
+    /// Who pays.
+    pub fn payer(&self) -> &Payer {
+        &self.payer
+    }
+
+    /// Counts the charge of a request that ended at `at` ([`UsageRecord::settled_at`]), and gives back what
+    /// it did not need. Returns what is really charged, which is what the record must say: in `strict`
+    /// never more than was set aside and what is free beside it, else the charge.
+    ///
+    /// [`UsageRecord::settled_at`]: crate::domain::UsageRecord::settled_at
+    pub fn settle(mut self, charge: Money, at: DateTime<Utc>) -> Money {
+        let mut charge = held_to_reason(charge);
+        {
+            let mut funds = self.user.funds.lock();
+            let mut spend = self.key.spend.lock();
+            funds.release(&self.payer, self.amount);
+            spend.release(self.amount);
+            if self.mode == Reservation::Strict {
+                let free = Tally::of(&self.payer, &self.limits, &funds, &spend, at).free();
+                charge = charge.min(free.max(Money::ZERO));
+            }
+            funds.charge(&self.payer, charge, at, self.tz);
+            spend.charge(&self.payer, charge, at, self.tz);
+        }
+        self.open = false;
+        self.user.changed.notify_waiters();
+        charge
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.open {
+            {
+                let mut funds = self.user.funds.lock();
+                let mut spend = self.key.spend.lock();
+                funds.release(&self.payer, self.amount);
+                spend.release(self.amount);
+            }
+            self.user.changed.notify_waiters();
+        }
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hold")
+            .field("payer", &self.payer)
+            .field("amount", &self.amount)
+            .finish_non_exhaustive()
+    }
+}
