@@ -59,7 +59,6 @@ pub use views::{
     AccountView, ChannelView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView,
     SubscriptionView, UserView, WindowView,
 };
-pub use windows::AccountUsage;
 
 use crate::domain::Secret;
 use seal::Sealer;

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DatabaseTransaction, SqliteTransactionMode,
@@ -134,6 +135,12 @@ async fn connect(
         .max_lifetime(None)
         .test_before_acquire(false)
         .sqlx_logging(false) // statements carry hashes and sealed values
+        // With its disk full or failing SQLite ends a transaction by itself. The roll-back that follows
+        // then fails, and the connection counts as inside that transaction for good: none can begin on
+        // it any more. Such a one is closed, and another is opened in its place.
+        .map_sqlx_sqlite_before_acquire(|connection, _| {
+            Box::pin(std::future::ready(Ok(!connection.is_in_transaction())))
+        })
         .map_sqlx_sqlite_opts(move |options| {
             tune(
                 options

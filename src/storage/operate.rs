@@ -10,7 +10,7 @@ use sea_orm::{
 use super::convert::{millis, now_millis};
 use super::entities::{account, api_key, group, user};
 use super::seal::{generate_key, hint};
-use super::{StorageError, Store, conditions, meta};
+use super::{StorageError, Store, conditions, meta, windows};
 use crate::domain::Secret;
 use crate::domain::text::{NAME_RULE, is_name};
 
@@ -95,8 +95,8 @@ impl Store {
     }
 
     /// Takes accounts out of scheduling, or puts them back: then what began before `now` to keep
-    /// them from being chosen (errors, limits, cool-downs) is void, and so are strikes. Returns the
-    /// names it was done to, in order.
+    /// them from being chosen (errors, limits, cool-downs) is void, so are strikes, and what is used up
+    /// of their quotas begins anew. Returns the names it was done to, in order.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] with every name that does not exist; then nothing was done.
@@ -142,6 +142,7 @@ impl Store {
                 .await?;
             if !paused {
                 conditions::lift(&txn, *id, now).await?;
+                windows::begin_anew(&txn, *id, now).await?;
             }
         }
         if !existing.is_empty() {

@@ -15,8 +15,9 @@ use sea_orm::sqlx::{self, Arguments, AssertSqlSafe, Executor, Row, SqliteConnect
 use super::context::{self, Context};
 use super::convert::{millis, now_millis, to_json};
 use super::rows::tuples;
-use super::windows::{AccountUsage, Touched};
+use super::windows::Touched;
 use super::{StorageError, Store, reports, watermark};
+use crate::domain::account::quota::AccountUsage;
 use crate::domain::{
     AccountId, ApiKeyId, BillingType, JournalPosition, Money, UsageRecord, UserId,
 };
@@ -46,7 +47,7 @@ impl Store {
     /// their key, their subscription and their account, in their order. A record whose request id is
     /// known already (or came earlier in the batch) is passed over. With it goes the journal's
     /// watermark: everything before `upto` is in this batch or in those before it. Days of windows
-    /// are those of `tz`.
+    /// are those of `tz`; those of an account are where its options say.
     ///
     /// # Errors
     /// [`StorageError`]; then nothing of the batch was written, and it may be given again.

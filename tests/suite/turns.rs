@@ -367,6 +367,10 @@ async fn a_session_that_waited_for_its_account_does_not_get_it_when_it_has_faile
     let session = |input: &str| asking(KEY, input).header("session_id", "s");
     first.push(answer());
     whole(Call::send(&gateway, Protocol::H1, &session("binds")).await).await;
+    // Its slot goes back a moment after its answer has been read.
+    gateway
+        .wait_metric(r#"slots_held{slot="account"}"#, 0.0)
+        .await;
     // The account is refused while the session's next request waits for it.
     let gate = Gate::new();
     first.push(Answer::error(401, "invalid_api_key").after(&gate));

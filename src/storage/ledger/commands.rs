@@ -363,7 +363,7 @@ async fn enter(
     })
 }
 
-/// Takes a charge back from the rows of one key's or subscription's windows.
+/// Takes a charge back from the windows of one key or subscription.
 async fn lower(
     txn: &DatabaseTransaction,
     charge: &Counted,
@@ -371,18 +371,28 @@ async fn lower(
     (table, whose, ids): (&str, &str, Vec<sea_orm::Value>),
     tz: Tz,
 ) -> Result<(), StorageError> {
-    for kind in kinds {
-        let mut place = ids.clone();
-        place.push(kind.as_str().into());
-        let sql = format!("SELECT start, used FROM {table} WHERE {whose} AND kind = ?");
-        let row = txn.query_one_raw(statement(sql, place.clone())).await?;
-        let Some(row) = row else { continue };
-        let mut window = window(row.try_get_by_index(0)?, row.try_get_by_index(1)?)?;
+    let columns = |what: &str| kinds.map(|kind| format!("{what}_{}", kind.as_str()));
+    let (starts, used) = (columns("start"), columns("used"));
+    let sql = format!(
+        "SELECT {}, {} FROM {table} WHERE {whose}",
+        starts.join(", "),
+        used.join(", ")
+    );
+    let row = txn.query_one_raw(statement(sql, ids.clone())).await?;
+    let Some(row) = row else { return Ok(()) };
+    let mut values = Vec::with_capacity(kinds.len() + ids.len());
+    for (place, kind) in kinds.into_iter().enumerate() {
+        let (start, used) = (place, kinds.len() + place);
+        let mut window = window(row.try_get_by_index(start)?, row.try_get_by_index(used)?)?;
         charge.take_from(&mut window, kind, tz);
-        let sql = format!("UPDATE {table} SET used = ? WHERE {whose} AND kind = ?");
-        place.insert(0, window.used.0.into());
-        txn.execute_raw(statement(sql, place)).await?;
+        values.push(window.used.0.into());
     }
+    values.extend(ids);
+    let sql = format!(
+        "UPDATE {table} SET {} = ? WHERE {whose}",
+        used.join(" = ?, ")
+    );
+    txn.execute_raw(statement(sql, values)).await?;
     Ok(())
 }
 

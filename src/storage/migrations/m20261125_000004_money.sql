@@ -30,32 +30,39 @@ CREATE TABLE channel_groups (
 ) STRICT;
 CREATE INDEX channel_groups_by_channel ON channel_groups (channel_id);
 
--- What windows have counted, as of the last settled batch; `kind` is the window's name (5h, 1d …). A
--- window that is over keeps its row until the next charge begins it anew. No foreign keys: they are
--- folded from records, and no record may ever stop those behind it.
+-- What windows have counted, as of the last settled batch; columns end in the window's name. A window
+-- that is over keeps what it had until the next charge begins it anew; no start = nothing counted yet.
+-- One row holds what is always read and written together. No foreign keys: they are folded from
+-- records, and no record may ever stop those behind it.
 CREATE TABLE key_windows (
-    api_key_id INTEGER NOT NULL,
-    kind       TEXT NOT NULL,
-    start      INTEGER,                          -- NULL = nothing counted yet
-    used       INTEGER NOT NULL,
-    PRIMARY KEY (api_key_id, kind)
-) STRICT, WITHOUT ROWID;
+    api_key_id INTEGER NOT NULL PRIMARY KEY,
+    start_5h   INTEGER,
+    used_5h    INTEGER NOT NULL,
+    start_1d   INTEGER,
+    used_1d    INTEGER NOT NULL,
+    start_7d   INTEGER,
+    used_7d    INTEGER NOT NULL
+) STRICT;
 CREATE TABLE subscription_windows (
-    user_id  INTEGER NOT NULL,
-    group_id INTEGER NOT NULL,
-    kind     TEXT NOT NULL,
-    start    INTEGER,
-    used     INTEGER NOT NULL,
-    PRIMARY KEY (user_id, group_id, kind)
+    user_id   INTEGER NOT NULL,
+    group_id  INTEGER NOT NULL,
+    start_1d  INTEGER,
+    used_1d   INTEGER NOT NULL,
+    start_7d  INTEGER,
+    used_7d   INTEGER NOT NULL,
+    start_30d INTEGER,
+    used_30d  INTEGER NOT NULL,
+    PRIMARY KEY (user_id, group_id)
 ) STRICT, WITHOUT ROWID;
--- At the account's multiplier, whoever pays; `total` has no start.
+-- At the account's multiplier, whoever pays; its day and its week begin where its options say.
 CREATE TABLE account_usage (
-    account_id INTEGER NOT NULL,
-    kind       TEXT NOT NULL,
-    start      INTEGER,
-    used       INTEGER NOT NULL,
-    PRIMARY KEY (account_id, kind)
-) STRICT, WITHOUT ROWID;
+    account_id INTEGER NOT NULL PRIMARY KEY,
+    total      INTEGER NOT NULL,
+    start_day  INTEGER,
+    used_day   INTEGER NOT NULL,
+    start_week INTEGER,
+    used_week  INTEGER NOT NULL
+) STRICT;
 
 -- Up to where each journal has been applied: written in the transaction that applies it.
 CREATE TABLE journal_watermark (

@@ -270,6 +270,45 @@ async fn work(store: &Store, who: &str) {
     }
 }
 
+/// SQLite ends the transaction by itself when the disk is full; the connection must not be lost with it.
+#[tokio::test]
+async fn writing_goes_on_after_the_disk_was_full() {
+    let (_dir, store) = filled().await;
+    let writer = &store.inner.pools.writer;
+    let most_pages = async |pages: u32| {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        writer.execute_unprepared(&sql).await.unwrap();
+    };
+    let mut written = 0;
+    for _ in 0..3 {
+        most_pages(1).await; // it has more already: then those are the most
+        // One row at a time: statements of many rows are undone alone, and the transaction lives on.
+        let full = loop {
+            let next = [record(&format!("r-{written}"), "0.001")];
+            match store.settle(&next, None, Tz::UTC).await {
+                Ok(_) => written += 1,
+                Err(error) => break error,
+            }
+            assert!(written < 10_000, "the disk is never full");
+        };
+        assert!(full.to_string().contains("disk is full"), "{full}");
+        // On the same connection, if that is still there.
+        most_pages(u32::MAX - 1).await;
+        let posting = Posting::default();
+        store.credit("bob", Money(1), posting).await.unwrap();
+        let batch: Vec<UsageRecord> = (0..200)
+            .map(|n| record(&format!("r-{}", written + n), "0.001"))
+            .collect();
+        let settled = store.settle(&batch, None, Tz::UTC).await.unwrap();
+        assert_eq!(settled.inserted, 200, "nothing of what failed was kept");
+        written += 200;
+    }
+    assert_eq!(balance(&store, "bob").await, Money(3));
+    let paid = Money(1_000_000 * written);
+    assert_eq!(balance(&store, "alice").await, usd("10") - paid);
+    assert!(store.verify_ledger().await.unwrap().is_empty());
+}
+
 /// Not a test of speed, but `cargo test -- --ignored --nocapture` shows it.
 #[tokio::test]
 #[ignore = "prints a measurement"]
