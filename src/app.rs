@@ -201,7 +201,7 @@ impl App {
             let reversed = store.last_entry().await?;
             let kept = Kept {
                 applied: store.watermark().await?,
-                account_usage: store.account_usage().await?.into_iter().map(|(a, u)| (a, AccountUsage { total: u.total, day: u.day, week: u.week })).collect(),
+                account_usage: store.account_usage().await?,
                 reversed,
             };
             let keeper = Keeper::restored(

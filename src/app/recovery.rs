@@ -101,3 +101,6 @@ fn settle(
     record.billing_tier = priced.billing_tier;
     record
 }
+
+#[cfg(test)]
+mod tests;

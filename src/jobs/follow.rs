@@ -139,7 +139,10 @@ impl Follower {
             done = state.set_condition(id, condition).await.map(drop);
         }
         if let Err(error) = done {
-            log::warn!("the quota of account {:?} is not followed: {error}", account.name);
+            log::warn!(
+                "the quota of account {:?} is not followed: {error}",
+                account.name
+            );
         }
     }
 

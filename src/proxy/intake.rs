@@ -25,8 +25,8 @@ use super::settlement::Settlement;
 use super::wait::{Line, Lined, Wait, in_line, wait_for};
 use super::{answer, failover, models, usage};
 use crate::auth::{self, AskFunds, AuthError, Funds, Principal, Purpose};
-use crate::billing::bound::{Bound, Demand, ImageDemand};
 use crate::billing::book::Limit;
+use crate::billing::bound::{Bound, Demand, ImageDemand};
 use crate::billing::channel::Gate;
 use crate::billing::image::ImageSize;
 use crate::billing::journal::{Room, UNAPPLIED_LIMIT};
@@ -461,7 +461,16 @@ async fn ease(
         }
     };
     let ping = ctx.config.concurrency.ping_interval;
-    match wait_for(session, exchange, &ctx.id_header(), ping, deadline, relieved).await {
+    match wait_for(
+        session,
+        exchange,
+        &ctx.id_header(),
+        ping,
+        deadline,
+        relieved,
+    )
+    .await
+    {
         Ok(_) => Ok(()),
         Err(error) => Err(No::Gone(error)),
     }

@@ -86,7 +86,10 @@ pub fn check(ctx: &Context, principal: &Principal) -> Result<(), ErrorReply> {
 /// What the client is told that authentication turned away because this limit of its key or user is used
 /// up: the same as it would be later.
 pub fn used_up(ctx: &Context, key: &ApiKey, limit: Limit) -> ErrorReply {
-    let (user, group) = (key.user.unwrap_or(UserId(0)), key.group.unwrap_or(GroupId(0)));
+    let (user, group) = (
+        key.user.unwrap_or(UserId(0)),
+        key.group.unwrap_or(GroupId(0)),
+    );
     let known = ctx.rooms.book.standing(user, key.id, group, ctx.arrived);
     let (amount, left, held) = match limit {
         Limit::Quota => {

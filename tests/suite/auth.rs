@@ -714,7 +714,9 @@ async fn keys_and_credentials_are_stored_unreadably() {
     let mut read = 0;
     let files = |folder: std::path::PathBuf| {
         let entries = std::fs::read_dir(folder).unwrap();
-        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
+        entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
     };
     let journal = files(gateway.data().join("journal"));
     for path in files(gateway.data()).chain(journal) {

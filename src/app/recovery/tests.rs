@@ -1,0 +1,272 @@
+//! Any beginning of a journal, taken up any number of times, gives the same database.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use proptest::prelude::*;
+use tempfile::TempDir;
+use tollgate_filters::usage::TokenUsage;
+
+use super::*;
+use crate::billing::journal::{Draft, Options, Progress, Reserved};
+use crate::billing::price_map::Prices;
+use crate::config::load_resources;
+use crate::domain::{
+    AccountId, ApiKeyId, GroupId, JournalPosition, Multiplier, Outcome, Platform, PricingMode,
+    Secret, UserId,
+};
+use crate::storage::{ApplyOptions, Store, UsageFilter};
+
+const RESOURCES: &str = r#"
+groups: [{ name: main, platform: openai }]
+accounts:
+  - { name: a1, platform: openai, credentials: { api_key: sk-test }, groups: [main] }
+users: [{ name: alice, balance: "10.00" }]
+api_keys:
+  - { name: k, key: tg-recovery-0123456789, user: alice, group: main, rate_limits: { "5h": "5" } }
+"#;
+
+fn now() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_790_003_600, 0).unwrap()
+}
+
+/// A request that has been sent and of which nothing is known yet.
+fn blank(number: usize) -> UsageRecord {
+    UsageRecord {
+        request_id: format!("req_{number}"),
+        client_request_id: None,
+        upstream_request_id: None,
+        created_at: DateTime::from_timestamp(1_790_000_000, 0).unwrap(),
+        user_id: UserId(1),
+        user: "alice".into(),
+        api_key_id: ApiKeyId(1),
+        api_key: "k".into(),
+        group_id: GroupId(1),
+        group: "main".into(),
+        fallback_from_group: None,
+        account_id: AccountId(1),
+        account: "a1".into(),
+        platform: Platform::OpenAi,
+        endpoint: "/v1/responses".into(),
+        upstream_endpoint: "/v1/responses".into(),
+        requested_model: "gpt-5-mini".into(),
+        model: "gpt-5-mini".into(),
+        upstream_model: "gpt-5-mini".into(),
+        model_mapping_chain: None,
+        stream: true,
+        status: 0,
+        outcome: Outcome::Interrupted,
+        tokens: TokenUsage::default(),
+        image_count: 0,
+        cost: Money::ZERO,
+        charge: Money::ZERO,
+        rate_multiplier: Multiplier::ONE,
+        account_rate_multiplier: Multiplier::ONE,
+        billing_type: BillingType::Balance,
+        billing_mode: PricingMode::Token,
+        channel: None,
+        billing_tier: None,
+        priced: true,
+        service_tier: None,
+        reasoning_effort: None,
+        attempts: 1,
+        account_switches: 0,
+        trail: Vec::new(),
+        duration_ms: 0,
+        first_token_ms: None,
+        usage_source: UsageSource::None,
+        client_disconnected: false,
+        ip: None,
+        user_agent: None,
+    }
+}
+
+fn options(directory: &Path) -> Options {
+    Options {
+        directory: directory.to_owned(),
+        segment_bytes: 65_536,
+        sync_interval: Duration::from_millis(1),
+    }
+}
+
+/// How far a request of the history comes.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Voided,
+    Reserved,
+    Sent,
+    Progressed,
+    Settled,
+}
+
+fn tell(journal: &Journal, number: usize, fate: Fate) {
+    let id = format!("req_{number}");
+    journal.reserved(&Reserved {
+        request_id: id.clone(),
+        user_id: UserId(1),
+        api_key_id: ApiKeyId(1),
+        amount: Money(1_000),
+        at: now(),
+    });
+    match fate {
+        Fate::Voided => return journal.voided(&id),
+        Fate::Reserved => return,
+        Fate::Sent | Fate::Progressed | Fate::Settled => {}
+    }
+    let record = blank(number);
+    let draft = Draft {
+        record: record.clone(),
+        body_len: 400,
+        reserved: Money(1_000),
+    };
+    journal.sent(&draft).unwrap();
+    if matches!(fate, Fate::Progressed) {
+        let progress = Progress {
+            output_bytes: 40 * number as u64,
+            ..Progress::default()
+        };
+        journal.progress(&id, progress);
+    }
+    if matches!(fate, Fate::Settled) {
+        journal.settled(Arc::new(UsageRecord {
+            cost: Money(5_000 + number as i64),
+            charge: Money(5_000 + number as i64),
+            usage_source: UsageSource::Reported,
+            outcome: Outcome::Ok,
+            status: 200,
+            ..record
+        }));
+    }
+}
+
+/// Everything that a journal is to leave in a database, as text.
+async fn contents(store: &Store) -> String {
+    let wrong = store.verify_ledger().await.unwrap();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    let all = UsageFilter::since(DateTime::UNIX_EPOCH);
+    let mut records = store.usage_records(&all, None, 1_000).await.unwrap();
+    records.sort_by(|a, b| a.request_id.cmp(&b.request_id));
+    let records: Vec<String> = records
+        .iter()
+        .map(|record| serde_json::to_string(record).unwrap())
+        .collect();
+    let users = store.list_users(None, &HashMap::new()).await.unwrap();
+    let users = serde_json::to_string(&users).unwrap();
+    let windows = store.key_windows().await.unwrap();
+    format!("{}\n{users}\n{windows:?}", records.join("\n"))
+}
+
+/// What a start does with a journal, and a writer after it.
+async fn start(store: &Store, folder: &Path, applied: Option<JournalPosition>) -> Arc<Book> {
+    let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+    let snapshot = Snapshot::new(directory, &Arc::new(Prices::built_in()));
+    let book = Arc::new(Book::new(Tz::UTC));
+    book.refresh(
+        store.balances().await.unwrap(),
+        store.key_spend().await.unwrap(),
+    );
+    let (journal, recovered) = Journal::open(options(folder), applied).unwrap();
+    let mode = Reservation::Available;
+    take_up(recovered, &journal, &book, &snapshot, mode, now());
+    while !journal.is_empty() {
+        let batch = journal.batch(3);
+        let settled = store
+            .settle(&batch.records, batch.upto, Tz::UTC)
+            .await
+            .unwrap();
+        book.written(&batch.records, &settled.balances, &settled.spend);
+        journal.applied(batch.records.len(), batch.upto);
+    }
+    journal.close();
+    book
+}
+
+fn copy(from: &Path, to: &Path, cut: u64) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copied = to.join(path.file_name().unwrap());
+        std::fs::copy(&path, &copied).unwrap();
+        if path.extension().is_some_and(|e| e == "journal") {
+            let file = std::fs::File::options().write(true).open(&copied).unwrap();
+            let whole = file.metadata().unwrap().len();
+            // What was never written reads as zeros, as it does after a crash.
+            file.set_len(cut.min(whole)).unwrap();
+            file.set_len(whole).unwrap();
+        }
+    }
+}
+
+async fn store_in(folder: &Path) -> Store {
+    let secret = Secret::new("the secret of these tests");
+    let store = Store::open(folder, &secret).await.unwrap();
+    let file = folder.join("resources.yaml");
+    std::fs::write(&file, RESOURCES).unwrap();
+    let (resources, _) = load_resources(&[file], &BTreeMap::new()).unwrap();
+    store
+        .apply(&resources, ApplyOptions::default())
+        .await
+        .unwrap();
+    store
+}
+
+fn fates() -> impl Strategy<Value = Vec<Fate>> {
+    let fate = prop_oneof![
+        1 => Just(Fate::Voided),
+        1 => Just(Fate::Reserved),
+        1 => Just(Fate::Sent),
+        1 => Just(Fate::Progressed),
+        3 => Just(Fate::Settled),
+    ];
+    prop::collection::vec(fate, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_beginning_of_a_journal_gives_one_database(fates in fates(), share in prop_oneof![Just(1.0), 0.0..1.0f64]) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = TempDir::new().unwrap();
+        let original = dir.path().join("original");
+        let (journal, _) = Journal::open(options(&original), None).unwrap();
+        for (number, fate) in fates.iter().enumerate() {
+            tell(&journal, number, *fate);
+        }
+        journal.close();
+        // Entries take some hundred bytes each, behind the header.
+        let cut = 64 + (share * 900.0 * fates.len() as f64) as u64;
+        runtime.block_on(async {
+            let data = dir.path().join("data");
+            std::fs::create_dir(&data).unwrap();
+            let store = store_in(&data).await;
+            let folder = dir.path().join("first");
+            copy(&original, &folder, cut);
+            let book = start(&store, &folder, None).await;
+            let once = contents(&store).await;
+            prop_assert_eq!(book.balance(UserId(1)), store.balances().await.unwrap()[0].1);
+
+            // The next start, one whose mark was lost with the database's last commit, and the same
+            // beginning once more.
+            start(&store, &folder, store.watermark().await.unwrap()).await;
+            prop_assert_eq!(&contents(&store).await, &once);
+            start(&store, &folder, None).await;
+            prop_assert_eq!(&contents(&store).await, &once);
+            let again = dir.path().join("again");
+            copy(&original, &again, cut);
+            let book = start(&store, &again, None).await;
+            prop_assert_eq!(&contents(&store).await, &once);
+            prop_assert_eq!(book.balance(UserId(1)), store.balances().await.unwrap()[0].1);
+
+            // A whole journal leaves nothing out.
+            if share == 1.0 {
+                let sent = fates.iter().filter(|f| !matches!(f, Fate::Voided | Fate::Reserved));
+                prop_assert_eq!(once.matches("\"request_id\"").count(), sent.count());
+            }
+            store.close().await.unwrap();
+            Ok(())
+        })?;
+    }
+}
