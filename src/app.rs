@@ -262,6 +262,8 @@ impl App {
             kept.reversed,
             jobs.clone(),
         );
+        let snapshot = rooms.snapshot.load_full();
+        runtime.block_on(follower.follow_quotas(&snapshot.directory));
         Ok(App {
             runtime,
             rooms,

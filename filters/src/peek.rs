@@ -141,6 +141,8 @@ pub struct Peek<'a> {
     pub max_output_tokens: Field<'a>,
     /// Where the values of every top-level `max_output_tokens` stand, in order.
     pub output_limit_spans: Vec<Range<usize>>,
+    /// `background`
+    pub background: Field<'a>,
     /// `conversation`
     pub conversation: Field<'a>,
     /// `prompt`
@@ -203,6 +205,7 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, PeekError> {
                 }
                 &mut seen.max_output_tokens
             }
+            b"background" => &mut seen.background,
             b"conversation" => &mut seen.conversation,
             b"prompt" => &mut seen.prompt,
             b"input" => &mut seen.input,
@@ -294,7 +297,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 14] = [
         "model",
         "stream",
         "previous_response_id",
@@ -306,6 +309,7 @@ pub(crate) mod tests {
         "instructions",
         "tools",
         "functions",
+        "background",
         "conversation",
         "prompt",
     ];
@@ -500,6 +504,7 @@ pub(crate) mod tests {
             (&seen.instructions, tree.get("instructions")),
             (&seen.tools, tree.get("tools")),
             (&seen.functions, tree.get("functions")),
+            (&seen.background, tree.get("background")),
             (&seen.conversation, tree.get("conversation")),
             (&seen.prompt, tree.get("prompt")),
         ] {

@@ -29,6 +29,11 @@ pub enum Invalid {
     /// `stream` is there and not a boolean.
     #[error("invalid stream field type")]
     StreamType,
+    /// An answer that is to be made later, where nobody would see what it used.
+    #[error(
+        "background responses are only served as streams (stream: true): what others use cannot be told"
+    )]
+    Background,
     /// Tool outputs that answer no call the provider can know of.
     #[error("{0}")]
     FunctionCallOutput(&'static str),
@@ -102,6 +107,9 @@ pub fn responses(body: &[u8]) -> Result<ResponsesRequest<'_>, Invalid> {
         Field::Bool(stream) => stream,
         _ => return Err(Invalid::StreamType),
     };
+    if seen.background == Field::Bool(true) && !stream {
+        return Err(Invalid::Background);
+    }
     let previous_response_id = text(&seen.previous_response_id);
     if previous_response_id.is_none()
         && let Field::Array(input) = seen.input
@@ -436,6 +444,22 @@ mod tests {
         assert_eq!(request.service_tier, None);
         assert_eq!(request.reasoning_effort, None);
         assert_eq!(request.max_output_tokens, None);
+    }
+
+    #[test]
+    fn an_answer_that_is_made_later_is_only_served_as_a_stream() {
+        for (fields, fine) in [
+            (r#""background":true"#, false),
+            (r#""background":true,"stream":false"#, false),
+            (r#""background":true,"stream":true"#, true),
+            (r#""background":false"#, true),
+            (r#""background":null"#, true),
+            (r#""metadata":{"background":true}"#, true),
+        ] {
+            let body = format!(r#"{{"model":"m","input":"hi",{fields}}}"#);
+            let wrong = responses(body.as_bytes()).err();
+            assert_eq!(wrong, (!fine).then_some(Invalid::Background), "{fields}");
+        }
     }
 
     #[test]

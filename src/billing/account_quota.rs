@@ -79,14 +79,12 @@ impl AccountQuotas {
 mod tests {
     use chrono::TimeDelta;
     use proptest::prelude::*;
-    use tollgate_filters::usage::TokenUsage;
     use tollgate_filters::verdict::ErrorPolicy;
 
     use super::*;
     use crate::domain::account::quota::{QuotaKind, Reset};
     use crate::domain::{
-        AccountType, ApiKeyId, BillingType, Credentials, GroupId, ModelMapping, Money, Multiplier,
-        Objects, Outcome, Platform, PricingMode, UsageSource, UserId,
+        AccountType, BillingType, Credentials, ModelMapping, Money, Multiplier, Objects, Platform,
     };
 
     const ONE: AccountId = AccountId(1);
@@ -123,51 +121,13 @@ mod tests {
     /// A request that cost the account half of what it cost at list price.
     fn record(account_cost: i64, ended: DateTime<Utc>) -> UsageRecord {
         UsageRecord {
-            request_id: String::new(),
-            client_request_id: None,
-            upstream_request_id: None,
             created_at: ended,
-            user_id: UserId(1),
-            user: String::new(),
-            api_key_id: ApiKeyId(1),
-            api_key: String::new(),
-            group_id: GroupId(1),
-            group: String::new(),
-            fallback_from_group: None,
             account_id: ONE,
-            account: String::new(),
-            platform: Platform::OpenAi,
-            endpoint: String::new(),
-            upstream_endpoint: String::new(),
-            requested_model: String::new(),
-            model: String::new(),
-            upstream_model: String::new(),
-            model_mapping_chain: None,
-            stream: false,
-            status: 200,
-            outcome: Outcome::Ok,
-            tokens: TokenUsage::default(),
-            image_count: 0,
             cost: Money(account_cost * 2),
             charge: Money(7),
-            rate_multiplier: Multiplier::ONE,
             account_rate_multiplier: Multiplier(500_000),
             billing_type: BillingType::None,
-            billing_mode: PricingMode::Token,
-            channel: None,
-            billing_tier: None,
-            priced: true,
-            service_tier: None,
-            reasoning_effort: None,
-            attempts: 1,
-            account_switches: 0,
-            trail: Vec::new(),
-            duration_ms: 0,
-            first_token_ms: None,
-            usage_source: UsageSource::Reported,
-            client_disconnected: false,
-            ip: None,
-            user_agent: None,
+            ..UsageRecord::blank("")
         }
     }
 

@@ -1,5 +1,7 @@
 //! `tollgate check`
 
+mod unpriced;
+
 use std::path::{Path, PathBuf};
 
 use super::open::{self, Failure};
@@ -7,7 +9,6 @@ use crate::app::{AppError, tls};
 use crate::billing::price_map::Prices;
 use crate::config;
 use crate::config::resources::Resources;
-use crate::domain::text::OneLine;
 
 /// Reads everything and says what is wrong with it, all at once.
 pub fn run(file: Option<&Path>, resources: &[PathBuf]) -> Result<(), Failure> {
@@ -40,7 +41,7 @@ pub fn run(file: Option<&Path>, resources: &[PathBuf]) -> Result<(), Failure> {
                 let prices = prices.map(|prices| prices.with_overrides(&resources.prices));
                 for warning in prices
                     .iter()
-                    .flat_map(|prices| unpriced(&resources, prices))
+                    .flat_map(|prices| unpriced::unpriced(&resources, prices))
                 {
                     eprintln!("warning: {warning}");
                 }
@@ -68,74 +69,10 @@ fn not_in_files(resources: &Resources) -> Option<String> {
     ))
 }
 
-/// The models named in the resources that have no price: requests for them cost nothing. Where a mapping
-/// names two models and one of them has a price, that one is charged.
-fn unpriced(resources: &Resources, prices: &Prices) -> Vec<String> {
-    let mappings = resources.accounts.iter().map(|account| {
-        let place = format!("accounts/{}: model_mapping", OneLine(&account.name));
-        (place, &account.model_mapping)
-    });
-    mappings
-        .flat_map(|(place, mapping)| {
-            let pairs = mapping.iter().map(move |pair| (place.clone(), pair));
-            pairs.filter_map(|(place, (from, to))| without_price(&place, from, to, prices))
-        })
-        .collect()
-}
-
-/// What is to be said of one pair of a mapping.
-fn without_price(place: &str, from: &str, to: &str, prices: &Prices) -> Option<String> {
-    let is_priced = |model: &str| prices.lookup(model).is_some();
-    // A pattern is no model, and what it stands for is the client's choice.
-    let from = (!from.ends_with('*')).then_some(from);
-    if is_priced(to) || from.is_some_and(is_priced) {
-        return None;
-    }
-    let mut names = vec![format!("{:?}", to)];
-    names.splice(
-        0..0,
-        from.filter(|from| *from != to)
-            .map(|from| format!("{from:?}")),
-    );
-    Some(format!(
-        "{place}: there is no price for {}; such requests cost nothing until `prices` has one",
-        names.join(" or ")
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::resources::ApiKeyResource;
-
-    #[test]
-    fn models_without_a_price_are_named() {
-        let prices = Prices::built_in();
-        let house = r#"{"house": {"input_cost_per_token": 1e-6}}"#;
-        let own = Prices::from_json(house).unwrap();
-        for (from, to, prices, named) in [
-            ("gpt-5", "gpt-5", &prices, None),
-            ("alias", "gpt-5", &prices, None),
-            ("gpt-5", "house", &prices, None),
-            ("alias", "house", &prices, Some("\"alias\" or \"house\"")),
-            ("alias", "house", &own, None),
-            ("house", "house", &prices, Some("\"house\"")),
-            ("gpt-*", "house", &prices, Some("\"house\"")),
-            ("*", "ho\nuse", &prices, Some("\"ho\\nuse\"")),
-        ] {
-            let expected = named.map(|named| {
-                format!(
-                    "here: there is no price for {named}; \
-                     such requests cost nothing until `prices` has one"
-                )
-            });
-            assert_eq!(
-                without_price("here", from, to, prices),
-                expected,
-                "{from} {to}"
-            );
-        }
-    }
 
     #[test]
     fn names_in_no_file_are_listed() {

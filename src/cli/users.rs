@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use super::ledger::{Entry, answer};
 use super::open::{self, Failure};
 use super::{objects, table};
-use crate::domain::Money;
+use crate::billing::journal;
+use crate::domain::{Money, UserId};
 
 /// Commands on users.
 #[derive(Debug, Subcommand)]
@@ -38,8 +39,11 @@ pub struct Correction {
 pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     match command {
         Command::Objects(command) => {
+            let journal = open::config(file)?.data_dir.join(journal::DIRECTORY);
             let users = open::with_store(file, async |store| {
-                Ok(store.list_users(command.name(), &HashMap::new()).await?)
+                // Read first: what is settled in between is rather counted twice than not at all.
+                let reserved = reserved(&journal)?;
+                Ok(store.list_users(command.name(), &reserved).await?)
             })?;
             let columns = [
                 "name",
@@ -54,6 +58,15 @@ pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
         Command::Credit(correction) => correct(file, &correction, true),
         Command::Debit(correction) => correct(file, &correction, false),
     }
+}
+
+/// What running requests hold, by their journal. Without one nothing is held.
+fn reserved(journal: &Path) -> Result<HashMap<UserId, Money>, Failure> {
+    let failed = |error| {
+        let path = journal.display();
+        Failure::Message(format!("the journal {path} cannot be read: {error}"))
+    };
+    journal::open_reservations(journal).map_err(failed)
 }
 
 fn correct(file: Option<&Path>, correction: &Correction, credit: bool) -> Result<(), Failure> {

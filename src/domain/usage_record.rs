@@ -208,3 +208,57 @@ impl UsageRecord {
         self.account_rate_multiplier.of(self.cost)
     }
 }
+
+#[cfg(test)]
+impl UsageRecord {
+    /// A record for tests, which write down what they are about.
+    pub(crate) fn blank(request_id: &str) -> UsageRecord {
+        UsageRecord {
+            request_id: request_id.to_owned(),
+            client_request_id: None,
+            upstream_request_id: None,
+            created_at: DateTime::from_timestamp(1_790_000_000, 0).unwrap_or_default(),
+            user_id: UserId(1),
+            user: "alice".into(),
+            api_key_id: ApiKeyId(1),
+            api_key: "k".into(),
+            group_id: GroupId(1),
+            group: "main".into(),
+            fallback_from_group: None,
+            account_id: AccountId(1),
+            account: "a1".into(),
+            platform: Platform::OpenAi,
+            endpoint: "/v1/responses".into(),
+            upstream_endpoint: "/v1/responses".into(),
+            requested_model: "gpt-5-mini".into(),
+            model: "gpt-5-mini".into(),
+            upstream_model: "gpt-5-mini".into(),
+            model_mapping_chain: None,
+            stream: true,
+            status: 0,
+            outcome: Outcome::Interrupted,
+            tokens: TokenUsage::default(),
+            image_count: 0,
+            cost: Money::ZERO,
+            charge: Money::ZERO,
+            rate_multiplier: Multiplier::ONE,
+            account_rate_multiplier: Multiplier::ONE,
+            billing_type: BillingType::Balance,
+            billing_mode: PricingMode::Token,
+            channel: None,
+            billing_tier: None,
+            priced: true,
+            service_tier: None,
+            reasoning_effort: None,
+            attempts: 1,
+            account_switches: 0,
+            trail: Vec::new(),
+            duration_ms: 0,
+            first_token_ms: None,
+            usage_source: UsageSource::None,
+            client_disconnected: false,
+            ip: None,
+            user_agent: None,
+        }
+    }
+}

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::metrics::JobMetrics;
 use crate::billing::book::{Payer, Pays};
 use crate::billing::price_map::Prices;
-use crate::domain::{Account, ConditionKind};
+use crate::domain::{Account, ConditionKind, Directory};
 use crate::proxy::Rooms;
 use crate::proxy::snapshot::Snapshot;
 use crate::scheduler::effect::quota_change;
@@ -86,9 +86,7 @@ impl Follower {
                 log::warn!("account {:?} stays cooled down: {error}", account.name);
             }
         }
-        for account in directory.accounts() {
-            self.follow_quota(account).await;
-        }
+        self.follow_quotas(&directory).await;
         let snapshot = Snapshot::new(directory, &self.prices.load());
         self.rooms.snapshot.store(Arc::new(snapshot));
         // Requests in line look again: an account may have been added, or a limit raised.
@@ -121,8 +119,14 @@ impl Follower {
         Ok(())
     }
 
-    /// A quota that the operator has changed, or an account that was resumed: it may be chosen again, or
-    /// not any more.
+    /// What of the accounts' quotas is used up now decides whether they may be chosen: at the start, and
+    /// whenever the operator may have changed a quota or resumed an account.
+    pub async fn follow_quotas(&self, directory: &Directory) {
+        for account in directory.accounts() {
+            self.follow_quota(account).await;
+        }
+    }
+
     async fn follow_quota(&self, account: &Account) {
         let now = Utc::now();
         let (state, id) = (&self.rooms.state, account.id);

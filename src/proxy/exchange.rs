@@ -466,12 +466,22 @@ impl Exchange {
     /// it is handed out.
     pub fn judge(&mut self, tasks: Vec<HttpTask>) -> Judgement {
         let judgement = self.judged(tasks);
-        if matches!(judgement, Judgement::Write { .. })
-            && (self.reply == Reply::Done || self.answer.complete || self.relay.is_whole())
-        {
+        let hands_out = matches!(
+            judgement,
+            Judgement::Write { .. } | Judgement::WriteThenFail { .. }
+        );
+        if hands_out && (self.reply == Reply::Done || self.is_all_said()) {
             self.settle();
         }
         judgement
+    }
+
+    /// Whether a client may take what it has by now for the whole answer. Not yet after an error in a stream
+    /// that has told no usage: that may still follow.
+    fn is_all_said(&mut self) -> bool {
+        self.relay.look(&mut self.answer);
+        let may_tell_usage = self.answer.failed && self.answer.usage.is_none();
+        self.answer.complete && !may_tell_usage || self.relay.is_whole()
     }
 
     /// Settles the request by what has been seen of its answer. Only the first call counts.
@@ -516,6 +526,14 @@ impl Exchange {
         {
             append_body(&mut tasks, tail);
         }
+        let (end, error) = match error {
+            // The provider has said everything; how its connection ended does not matter.
+            Some(_) if self.answer.complete && self.relay.is_stream() => {
+                tasks.push(HttpTask::Done);
+                (true, None)
+            }
+            error => (end, error),
+        };
         match &self.relay {
             Relay::Awaited => error.map_or(Judgement::Hold, Judgement::Fail),
             // A refusal that is cut off is still a refusal.

@@ -518,6 +518,8 @@ fn bound(ctx: &Context, principal: &Principal, quote: &Quote, asked: &Asked) -> 
     };
     let names = accounts
         .iter()
+        .filter(|account| account.is_available(ctx.arrived))
+        .filter(|account| !ctx.tries.excluded.contains(&account.id))
         .map(|account| account.upstream_model(&asked.model));
     // What a provider may add to the prompt is most often a small part of what it could: an estimate that
     // counted a whole context for every tool would leave small balances with one request at a time.

@@ -19,7 +19,7 @@ use super::finish::millis;
 use super::relay::Answer;
 use crate::auth::Principal;
 use crate::billing::book::Hold;
-use crate::billing::estimate::billed;
+use crate::billing::estimate::{billed, estimated};
 use crate::billing::image::ImageSize;
 use crate::billing::journal::{Draft, JournalError, Progress, Reserved, Room};
 use crate::billing::pricing::ServiceTier;
@@ -134,11 +134,12 @@ impl Settlement {
     /// When that cannot be written; then it must not be sent.
     pub fn sent(&mut self, sent: SentAttempt, tries: &Tries) -> Result<(), JournalError> {
         let now = Instant::now();
-        self.running = Some((sent.account.name.clone(), now));
+        let account = sent.account.name.clone();
         self.last_progress = now;
         let reserved = self.hold.as_ref().map_or(Money::ZERO, Hold::amount);
-        let draft = match self.draft.take() {
-            Some(mut draft) => {
+        let mut draft = match &self.draft {
+            Some(draft) => {
+                let mut draft = draft.clone();
                 self.to_account(&mut draft.record, sent);
                 draft
             }
@@ -148,11 +149,13 @@ impl Settlement {
                 reserved,
             }),
         };
-        let draft = self.draft.insert(draft);
         draft.record.attempts = tries.attempts;
         draft.record.account_switches = tries.switches;
         draft.record.trail.clone_from(&tries.trail);
-        self.rooms.journal.sent(draft)?;
+        // If it cannot be written, the request has not gone there.
+        self.rooms.journal.sent(&draft)?;
+        self.draft = Some(draft);
+        self.running = Some((account, now));
         self.noted = Noted::Sent;
         Ok(())
     }
@@ -231,11 +234,17 @@ impl Settlement {
         record.first_token_ms = answer
             .first_token_at
             .map(|at| millis(at.saturating_duration_since(self.started)));
-        let (tokens, source) = billed(
-            answer.usage,
-            answer.output_bytes,
-            self.asked.body_len as u64,
-        );
+        let body_len = self.asked.body_len as u64;
+        let cut_off = answer.first_token_at.is_some() && !answer.complete;
+        let (tokens, source) = match answer.usage {
+            // It was being answered: that it was read and thought about is not free because nothing of it
+            // could be counted.
+            None if cut_off => (
+                estimated(answer.output_bytes, body_len),
+                UsageSource::Estimated,
+            ),
+            usage => billed(usage, answer.output_bytes, body_len),
+        };
         record.tokens = tokens;
         record.usage_source = source;
         self.price(&mut record);

@@ -26,6 +26,7 @@ mod prices;
 mod refusals;
 mod rules;
 mod scheduling;
+mod settling;
 mod smoke;
 mod streaming;
 mod stress;

@@ -232,6 +232,8 @@ async fn a_dollar_is_not_spent_twice_where_what_is_available_is_reserved() {
     let shown = gateway.run_json(&["users", "show", "alice", "--json"]);
     assert_eq!(amount(&shown["reserved"]), usd("1"), "{shown}");
     assert_eq!(amount(&shown["available"]), Money::ZERO, "{shown}");
+    let all = gateway.run_json(&["users", "list", "--json"]);
+    assert_eq!(all[0], shown);
     gate.open();
     let replies = load.replies().await;
     let expected = BTreeMap::from([(200, served), (429, REQUESTS - served)]);
@@ -244,6 +246,9 @@ async fn a_dollar_is_not_spent_twice_where_what_is_available_is_reserved() {
     let charged = spent(&gateway, served, usd("1")).await;
     assert_eq!(charged, times(served));
     assert!(charged - usd("1") < each());
+    let shown = gateway.run_json(&["users", "show", "alice", "--json"]);
+    assert_eq!(amount(&shown["reserved"]), Money::ZERO, "{shown}");
+    assert_eq!(shown["available"], shown["balance"], "{shown}");
     // And now there is none.
     let reply = once(&gateway, 0).await;
     refusal(&reply, 403, "billing_error", &["balance"]);

@@ -3,7 +3,10 @@
 use std::process::Output;
 
 use serde_json::{Value, json};
-use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Request, post_json};
+use tollgate::domain::Money;
+use tollgate_test_support::{
+    Answer, ClientReply, FakeUpstream, Gate, Request, Usage, openai, post_json,
+};
 
 use crate::harness::{Gateway, KEY, Setup, ask, ask_anew, free_address};
 
@@ -226,6 +229,57 @@ async fn a_credit_lets_a_broke_user_in_again() {
     assert_eq!(alice["balance"], json!("5.499839"));
     assert_eq!(alice["reserved"], json!("0"));
     assert_eq!(alice["available"], json!("5.499839"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_are_shown_with_what_their_running_requests_hold() {
+    let upstream = FakeUpstream::start().await;
+    let mut gateway = Setup::with(&[&upstream])
+        .resources(|r| r["users"][0]["balance"] = json!("0.5"))
+        .start()
+        .await;
+    // Of alice, and of everybody.
+    let shown = |gateway: &Gateway| {
+        let alice = gateway.run_json(&["users", "show", "alice", "--json"]);
+        assert_eq!(gateway.run_json(&["users", "list", "--json"])[0], alice);
+        ["balance", "reserved", "available"].map(|name| {
+            let amount = alice[name].as_str().unwrap();
+            amount.parse::<Money>().unwrap()
+        })
+    };
+    let gate = Gate::new();
+    let late = openai::responses_json("gpt-5-mini", "r", "late", Usage::default());
+    upstream.push(Answer::body(200, "application/json", late).after(&gate));
+    let address = gateway.address;
+    let mut body = ask("gpt-5-mini", false);
+    body["max_output_tokens"] = json!(4000);
+    let length = body.to_string().len() as i64;
+    let running =
+        tokio::spawn(async move { post_json(address, "/v1/responses", KEY, &body).await });
+    upstream
+        .wait_for("the request", |_| upstream.in_flight() > 0)
+        .await;
+    let [balance, reserved, available] = shown(&gateway);
+    // A byte is a token at 250 nano-dollars; every token that may come back is one at 2,000.
+    assert_eq!(reserved, Money(length * 250 + 4000 * 2000));
+    assert_eq!(
+        (balance, available),
+        (Money(500_000_000), balance - reserved)
+    );
+    let table = gateway.run(&["users", "list"]);
+    assert!(table.contains(&reserved.to_string()), "{table}");
+
+    gate.open();
+    assert_eq!(running.await.unwrap().unwrap().status, 200);
+    gateway.only_record().await;
+    let [balance, reserved, available] = shown(&gateway);
+    assert_eq!((reserved, available), (Money::ZERO, balance));
+    assert_eq!(balance, Money(500_000_000) - USUAL_COST.parse().unwrap());
+
+    // Without a journal nothing runs.
+    gateway.finish();
+    std::fs::remove_dir_all(gateway.data().join("journal")).unwrap();
+    assert_eq!(shown(&gateway), [balance, Money::ZERO, balance]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

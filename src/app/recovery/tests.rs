@@ -7,15 +7,13 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use proptest::prelude::*;
 use tempfile::TempDir;
-use tollgate_filters::usage::TokenUsage;
 
 use super::*;
 use crate::billing::journal::{Draft, Options, Progress, Reserved};
 use crate::billing::price_map::Prices;
 use crate::config::load_resources;
 use crate::domain::{
-    AccountId, ApiKeyId, GroupId, JournalPosition, Multiplier, Outcome, Platform, PricingMode,
-    Secret, UserId,
+    AccountId, ApiKeyId, GroupId, JournalPosition, Multiplier, Outcome, Secret, UserId,
 };
 use crate::storage::{ApplyOptions, Store, UsageFilter};
 
@@ -35,51 +33,11 @@ fn now() -> DateTime<Utc> {
 /// A request that has been sent and of which nothing is known yet.
 fn blank(number: usize) -> UsageRecord {
     UsageRecord {
-        request_id: format!("req_{number}"),
-        client_request_id: None,
-        upstream_request_id: None,
-        created_at: DateTime::from_timestamp(1_790_000_000, 0).unwrap(),
         user_id: UserId(1),
-        user: "alice".into(),
         api_key_id: ApiKeyId(1),
-        api_key: "k".into(),
         group_id: GroupId(1),
-        group: "main".into(),
-        fallback_from_group: None,
         account_id: AccountId(1),
-        account: "a1".into(),
-        platform: Platform::OpenAi,
-        endpoint: "/v1/responses".into(),
-        upstream_endpoint: "/v1/responses".into(),
-        requested_model: "gpt-5-mini".into(),
-        model: "gpt-5-mini".into(),
-        upstream_model: "gpt-5-mini".into(),
-        model_mapping_chain: None,
-        stream: true,
-        status: 0,
-        outcome: Outcome::Interrupted,
-        tokens: TokenUsage::default(),
-        image_count: 0,
-        cost: Money::ZERO,
-        charge: Money::ZERO,
-        rate_multiplier: Multiplier::ONE,
-        account_rate_multiplier: Multiplier::ONE,
-        billing_type: BillingType::Balance,
-        billing_mode: PricingMode::Token,
-        channel: None,
-        billing_tier: None,
-        priced: true,
-        service_tier: None,
-        reasoning_effort: None,
-        attempts: 1,
-        account_switches: 0,
-        trail: Vec::new(),
-        duration_ms: 0,
-        first_token_ms: None,
-        usage_source: UsageSource::None,
-        client_disconnected: false,
-        ip: None,
-        user_agent: None,
+        ..UsageRecord::blank(&format!("req_{number}"))
     }
 }
 

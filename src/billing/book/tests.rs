@@ -5,10 +5,8 @@ mod laws;
 
 use chrono::TimeDelta;
 use chrono_tz::Tz;
-use tollgate_filters::usage::TokenUsage;
 
 use super::*;
-use crate::domain::{AccountId, Multiplier, Outcome, Platform, PricingMode, UsageSource};
 
 const USER: UserId = UserId(1);
 const KEY: ApiKeyId = ApiKeyId(1);
@@ -61,51 +59,15 @@ fn record(payer: Payer, charge: i64, ended: DateTime<Utc>) -> Arc<UsageRecord> {
         Pays::Subscription => BillingType::Subscription,
     };
     Arc::new(UsageRecord {
-        request_id: String::new(),
-        client_request_id: None,
-        upstream_request_id: None,
         created_at: ended - TimeDelta::seconds(2),
         user_id: payer.user,
-        user: String::new(),
         api_key_id: payer.key,
-        api_key: String::new(),
         group_id: payer.group,
-        group: String::new(),
-        fallback_from_group: None,
-        account_id: AccountId(1),
-        account: String::new(),
-        platform: Platform::OpenAi,
-        endpoint: String::new(),
-        upstream_endpoint: String::new(),
-        requested_model: String::new(),
-        model: String::new(),
-        upstream_model: String::new(),
-        model_mapping_chain: None,
-        stream: false,
-        status: 200,
-        outcome: Outcome::Ok,
-        tokens: TokenUsage::default(),
-        image_count: 0,
         cost: Money(charge),
         charge: Money(charge),
-        rate_multiplier: Multiplier::ONE,
-        account_rate_multiplier: Multiplier::ONE,
         billing_type,
-        billing_mode: PricingMode::Token,
-        channel: None,
-        billing_tier: None,
-        priced: true,
-        service_tier: None,
-        reasoning_effort: None,
-        attempts: 1,
-        account_switches: 0,
-        trail: Vec::new(),
         duration_ms: 2000,
-        first_token_ms: None,
-        usage_source: UsageSource::Reported,
-        client_disconnected: false,
-        ip: None,
-        user_agent: None,
+        ..UsageRecord::blank("")
     })
 }
 
