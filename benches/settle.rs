@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chrono::{DateTime, TimeDelta};
 use chrono_tz::Tz;
 use criterion::{BenchmarkId, Criterion, Throughput};
-use tollgate::config::resources::{Resources, UserResource};
+use tollgate::config::resources::{ApiKeyResource, Resources, UserResource};
 use tollgate::domain::{
     AccountId, ApiKeyId, BillingType, GroupId, Money, Multiplier, Outcome, Platform, PricingMode,
     Secret, UsageRecord, UsageSource, UserId,
@@ -93,6 +93,20 @@ fn resources() -> Resources {
                 concurrency: 0,
                 rpm_limit: 0,
                 group_multipliers: Default::default(),
+            })
+            .collect(),
+        api_keys: (0..USERS)
+            .map(|n| ApiKeyResource {
+                name: format!("key-{n}"),
+                enabled: true,
+                key: None,
+                user: format!("user-{n}"),
+                group: None,
+                quota: None,
+                rate_limits: [None; 3],
+                expires_at: None,
+                ip_allow: Vec::new(),
+                ip_deny: Vec::new(),
             })
             .collect(),
         ..Resources::default()

@@ -65,7 +65,13 @@ pub enum AuthError {
     /// The group needs a subscription and the user has none.
     #[error("the user has no subscription to the group")]
     SubscriptionMissing,
-    /// The subscription has not begun, has run out or is suspended.
+    /// The subscription is for later.
+    #[error("the user's subscription to the group has not begun, it begins at {begins}")]
+    SubscriptionNotBegun {
+        /// When it may be used.
+        begins: DateTime<Utc>,
+    },
+    /// The subscription has run out or is suspended.
     #[error("the user's subscription to the group is not valid")]
     SubscriptionInvalid,
     /// Its whole-life quota is used up.
@@ -139,8 +145,13 @@ pub fn authenticate(
             let funds = funds(key, user);
             if by_subscription {
                 within_quota(key, funds)?;
-                if !subscription.is_some_and(|subscription| subscription.is_valid(now)) {
-                    return Err(AuthError::SubscriptionInvalid);
+                match subscription {
+                    Some(subscription) if subscription.is_valid(now) => {}
+                    Some(subscription) if subscription.is_for_later(now) => {
+                        let begins = subscription.starts_at;
+                        return Err(AuthError::SubscriptionNotBegun { begins });
+                    }
+                    _ => return Err(AuthError::SubscriptionInvalid),
                 }
             } else {
                 may_spend(key, funds)?;
@@ -316,7 +327,7 @@ mod tests {
         use AuthError::*;
         use SubscriptionStatus::{Active, Suspended};
         #[rustfmt::skip]
-        let rows: [Row; 25] = [
+        let rows: [Row; 26] = [
             ("all is well", |_| {}, None, None),
             ("disabled key", |c| c.key.status = ApiKeyStatus::Disabled, Some(KeyDisabled), Some(KeyDisabled)),
             ("denied address", |c| c.key.ip_deny = vec!["10.0.0.0/8".into()], Some(AddressDenied), Some(AddressDenied)),
@@ -359,7 +370,8 @@ mod tests {
                 c.funds = Some(Funds { key_spent: Money(5), ..RICH });
             }, Some(QuotaExhausted), None),
             ("a subscription that has run out", |c| c.subscribe(Active, -1..0), Some(SubscriptionInvalid), None),
-            ("a subscription that has not begun", |c| c.subscribe(Active, 1..2), Some(SubscriptionInvalid), None),
+            ("a subscription that has not begun", |c| c.subscribe(Active, 1..2), Some(SubscriptionNotBegun { begins: now() + chrono::TimeDelta::hours(1) }), None),
+            ("a suspended subscription that has not begun", |c| c.subscribe(Suspended, 1..2), Some(SubscriptionInvalid), None),
             ("a suspended subscription", |c| c.subscribe(Suspended, 0..1), Some(SubscriptionInvalid), None),
         ];
         for (name, change, inference, usage) in rows {

@@ -100,7 +100,7 @@ pub enum Command {
     Prices(prices::Command),
     /// Totals of what was used; `usage records` lists single requests, `usage refund` gives one back.
     Usage(Box<usage::Options>),
-    /// Check the ledger.
+    /// List and check the ledger.
     #[command(subcommand)]
     Ledger(ledger::Command),
     /// Read the journal that stands between requests and the store.

@@ -11,11 +11,13 @@
 //! | what does the server read? | `directory.rs` |
 //! | what of the live state outlives a restart? | `conditions.rs`, `responses.rs` |
 //! | how does a request become a record and a charge? | `settle.rs`, `context.rs`, `ledger.rs` |
+//! | what becomes of a record that belongs to nobody here? | `aside.rs` |
 //! | what has been used of limits, and how far is the journal applied? | `windows.rs`, `watermark.rs` |
 //! | what does the command line show? | `usage.rs`, `totals.rs`, `views.rs` |
 //! | what is the holder of a key told about its use? | `reports.rs` |
 
 mod apply;
+mod aside;
 mod conditions;
 mod context;
 mod convert;
@@ -40,7 +42,7 @@ mod views;
 mod watermark;
 mod windows;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sea_orm::{DatabaseTransaction, EntityTrait, PaginatorTrait, TransactionTrait};
@@ -48,7 +50,7 @@ use sea_orm::{DatabaseTransaction, EntityTrait, PaginatorTrait, TransactionTrait
 pub use apply::{ApplyOptions, ApplyReport};
 pub use conditions::ConditionChanges;
 pub use error::StorageError;
-pub use ledger::{Counted, LedgerMismatch, Posted, Posting, Reversals};
+pub use ledger::{Counted, EntryView, LedgerMismatch, Posted, Posting, Reversals};
 pub use operate::Names;
 pub use reports::{KeySpan, KeyStatistics, UsageSums};
 pub use seal::KeyHasher;
@@ -71,10 +73,12 @@ pub struct Store {
 }
 
 struct Inner {
+    data_dir: PathBuf,
     pools: open::Pools,
     hasher: KeyHasher,
     sealer: Sealer,
     contexts: parking_lot::Mutex<context::KnownContexts>,
+    owners: parking_lot::Mutex<aside::KnownOwners>,
 }
 
 impl Store {
@@ -88,9 +92,11 @@ impl Store {
         Ok(Store {
             inner: Arc::new(Inner {
                 pools: open::open(data_dir, secret).await?,
+                data_dir: data_dir.to_owned(),
                 hasher: KeyHasher::new(secret),
                 sealer: Sealer::new(secret),
                 contexts: Default::default(),
+                owners: Default::default(),
             }),
         })
     }
@@ -108,6 +114,12 @@ impl Store {
     /// Hashes presented keys as the store does.
     pub fn hasher(&self) -> &KeyHasher {
         &self.inner.hasher
+    }
+
+    /// A random number that was made with the database and stays with its copies: a journal that was
+    /// written beside another database is known by it.
+    pub fn database_id(&self) -> u64 {
+        self.inner.pools.id
     }
 
     /// The change counter: it grows with every change of configuration (`apply`, new keys,

@@ -34,8 +34,9 @@ pub enum Command {
 pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
     match command {
         Command::Objects(command) => {
+            let tz = open::config(file)?.timezone;
             let keys = open::with_store(file, async |store| {
-                Ok(store.list_keys(command.name(), Utc::now()).await?)
+                Ok(store.list_keys(command.name(), Utc::now(), tz).await?)
             })?;
             let columns = [
                 "name",

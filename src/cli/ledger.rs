@@ -2,12 +2,17 @@
 
 use std::path::Path;
 
+use chrono::Utc;
 use clap::{Args, Subcommand};
 
 use super::open::{self, Failure};
+use super::usage::moment::Moment;
 use super::{Output, table};
 use crate::domain::text::OneLine;
 use crate::storage::{LedgerMismatch, Posted, Posting};
+
+/// Entries fetched at a time.
+const PAGE: u64 = 1_000;
 
 /// Commands on the ledger.
 #[derive(Debug, Subcommand)]
@@ -17,6 +22,19 @@ pub enum Command {
         /// How.
         #[command(flatten)]
         output: Output,
+    },
+    /// List entries with their notes, oldest first: charges, credits, adjustments (debits) and reversals
+    /// (refunds).
+    List {
+        /// How far back: 30m, 24h, 7d, a day such as 2026-11-01, or a moment such as 2026-11-01T00:00:00Z.
+        #[arg(long, default_value = "24h", value_parser = Moment::parse)]
+        since: Moment,
+        /// Only this user's.
+        #[arg(long)]
+        user: Option<String>,
+        /// JSON instead of a table, one entry a line.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -54,7 +72,49 @@ pub fn answer(done: &str, posted: &Posted) -> String {
 
 /// Runs one.
 pub fn run(file: Option<&Path>, command: Command) -> Result<(), Failure> {
-    let Command::Verify { output } = command;
+    match command {
+        Command::Verify { output } => verify(file, output),
+        Command::List { since, user, json } => list(file, since, user.as_deref(), json),
+    }
+}
+
+fn list(file: Option<&Path>, since: Moment, user: Option<&str>, json: bool) -> Result<(), Failure> {
+    const COLUMNS: [&str; 7] = [
+        "created_at",
+        "user",
+        "kind",
+        "amount",
+        "request_id",
+        "command",
+        "note",
+    ];
+    let since = since.begin(Utc::now(), open::config(file)?.timezone);
+    open::with_store(file, async |store| {
+        let (mut after, mut all) = (0, Vec::new());
+        loop {
+            let page = store.ledger_entries(user, since, after, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = last.entry;
+            if !json {
+                all.extend(page);
+                continue;
+            }
+            // Written page by page: there may be millions.
+            let mut lines = String::new();
+            for entry in &page {
+                lines.push_str(&serde_json::to_string(entry)?);
+                lines.push('\n');
+            }
+            table::write_out(&lines)?;
+        }
+        if !json {
+            table::list(&all, &COLUMNS, false)?;
+        }
+        Ok(())
+    })
+}
+
+fn verify(file: Option<&Path>, output: Output) -> Result<(), Failure> {
     let found = open::with_store(file, async |store| Ok(store.verify_ledger().await?))?;
     if output.json {
         table::list(&found, &[], true)?;

@@ -1,6 +1,6 @@
 //! `tollgate usage` and `tollgate usage records`
 
-mod moment;
+pub mod moment;
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::ledger::{Entry, answer};
 use super::open::{self, Failure};
 use super::{csv, table};
-use crate::storage::{UsageBy, UsageFilter, UsageRecordView};
+use crate::storage::{Posted, UsageBy, UsageFilter, UsageRecordView};
 use moment::Moment;
 
 /// Records fetched at a time.
@@ -37,7 +37,8 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 enum Single {
     /// Give back what a request was charged, once: to the balance, if that paid. The key's used quota
-    /// and the running windows it was counted in are lowered by it, too.
+    /// and the running windows it was counted in are lowered by it, too. The record stays as it is:
+    /// `ledger list` shows the refund.
     Refund {
         /// The request's `request_id`, which is its `x-request-id`.
         request_id: String,
@@ -150,8 +151,16 @@ fn refund(file: Option<&Path>, request_id: &str, entry: &Entry, tz: Tz) -> Resul
     let posted = open::with_store(file, async |store| {
         Ok(store.refund(request_id, posting, tz).await?)
     })?;
-    let done = format!("gave {} USD back to {}", posted.amount, posted.user);
-    table::write_out(&answer(&done, &posted))
+    table::write_out(&answer(&given_back(&posted), &posted))
+}
+
+fn given_back(posted: &Posted) -> String {
+    match &posted.subscription {
+        Some((name, amount)) => {
+            format!("gave {amount} USD back to the limits of the subscription {name}")
+        }
+        None => format!("gave {} USD back to {}", posted.amount, posted.user),
+    }
 }
 
 fn totals(
@@ -243,4 +252,28 @@ fn records(file: Option<&Path>, filter: &UsageFilter, form: Form) -> Result<(), 
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Money;
+
+    #[test]
+    fn it_is_said_to_whom_something_was_given_back() {
+        let mut posted = Posted {
+            user: "alice".to_owned(),
+            amount: Money::from_usd(2),
+            subscription: None,
+            balance: Money::from_usd(9),
+            repeated: false,
+        };
+        assert_eq!(given_back(&posted), "gave 2 USD back to alice");
+        posted.amount = Money::ZERO;
+        posted.subscription = Some(("alice/sub".to_owned(), Money::from_usd(3)));
+        assert_eq!(
+            answer(&given_back(&posted), &posted),
+            "gave 3 USD back to the limits of the subscription alice/sub; the balance is 9 USD\n"
+        );
+    }
 }

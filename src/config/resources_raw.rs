@@ -20,7 +20,9 @@ use super::raw::Input;
 use super::report::{Origin, Report};
 use super::resources::Resources;
 use crate::domain::money::DecimalError;
-use crate::domain::price::{FieldUse, PriceMap, field_use, known_fields, parse_entry};
+use crate::domain::price::{
+    FieldUse, PriceMap, field_use, is_price, known_fields, parse_entry, parse_price,
+};
 use crate::domain::{Money, Multiplier};
 
 /// What a resource file may name.
@@ -154,10 +156,21 @@ fn prices<'a>(field: &Field<'a>, prices: &mut PriceMap, names: &mut Names<'a>) {
         let Some(entries) = field.pairs("prices such as input_cost_per_token") else {
             continue;
         };
+        let mut wrong = false;
         for (key, value) in &entries {
             if field_use(key) == FieldUse::Unused {
                 value.warn("not used: this price does not depend on the length of a request");
             }
+            if is_price(key)
+                && !value.is_null()
+                && let Err(problem) = parse_price(&value.json_with_number_texts())
+            {
+                value.bad(problem.to_string(), "USD for one, such as 0.00000125");
+                wrong = true;
+            }
+        }
+        if wrong {
+            continue;
         }
         let entry = entries
             .iter()
@@ -179,7 +192,8 @@ fn prices<'a>(field: &Field<'a>, prices: &mut PriceMap, names: &mut Names<'a>) {
                 "a model without a price",
                 "input_cost_per_token or output_cost_per_token, USD per token",
             ),
-            Err(problem) => field.bad(problem, "USD per token, such as 0.00000125"),
+            // Each was read just now; whatever else it may be is a mistake as well.
+            Err(problem) => field.bad(problem, "USD for one, such as 0.00000125"),
         }
     }
 }

@@ -249,7 +249,16 @@ pub fn in_proportion(
     Some(Price(i64::try_from(scaled).unwrap_or(i64::MAX)))
 }
 
-fn parse_price(value: &Value) -> Result<Price, DecimalError> {
+/// Whether [`parse_entry`] reads a price from a field of that name.
+pub fn is_price(field: &str) -> bool {
+    PRICE_FIELDS.contains(&field) || threshold_thousands(field).is_some()
+}
+
+/// A price as an entry has it: a number or a decimal string in US dollars.
+///
+/// # Errors
+/// When it is no number, negative or out of range.
+pub fn parse_price(value: &Value) -> Result<Price, DecimalError> {
     let (text, is_number) = match value {
         Value::Number(number) => (number.to_string(), true),
         Value::String(text) => (text.clone(), false),

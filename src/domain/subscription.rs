@@ -50,6 +50,11 @@ impl Subscription {
     pub fn is_valid(&self, now: DateTime<Utc>) -> bool {
         self.status == SubscriptionStatus::Active && self.starts_at <= now && now < self.expires_at
     }
+
+    /// Whether it needs nothing but time to be usable.
+    pub fn is_for_later(&self, now: DateTime<Utc>) -> bool {
+        self.status == SubscriptionStatus::Active && now < self.starts_at
+    }
 }
 
 #[cfg(test)]
@@ -71,7 +76,10 @@ mod tests {
             .map(|s| subscription.is_valid(second(s)))
             .to_vec();
         assert_eq!(valid, [false, true, true, false]);
+        let later = [-1, 0, 10].map(|s| subscription.is_for_later(second(s)));
+        assert_eq!(later, [true, false, false]);
         subscription.status = SubscriptionStatus::Suspended;
         assert!(!subscription.is_valid(second(5)));
+        assert!(!subscription.is_for_later(second(-1)));
     }
 }

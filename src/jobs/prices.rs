@@ -52,10 +52,20 @@ impl PriceWatch {
                     log::error!("the store cannot be read, the last prices stay for now: {error}");
                     self.follower.again();
                 }
-                log::info!("price map {} read", source.path().display());
+                log::info!("{}", taken_over(source));
             }
             Err(error) => log::error!("the prices stay as they were: {error}"),
         }
+    }
+}
+
+/// What is said of the prices in use from now on.
+fn taken_over(source: &Source) -> String {
+    let path = source.path().display();
+    if source.is_file() {
+        format!("price map {path} read")
+    } else {
+        format!("there is no price map {path} any more: the built-in one is used")
     }
 }
 
@@ -76,5 +86,19 @@ impl BackgroundService for PriceWatch {
                 known = (source, stamp);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_which_prices_are_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Source::of(&crate::config::default_with(dir.path()));
+        assert!(taken_over(&source).ends_with("prices.json any more: the built-in one is used"));
+        std::fs::write(dir.path().join("prices.json"), "{}").unwrap();
+        assert!(taken_over(&source).ends_with("prices.json read"));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use chrono::Utc;
+use chrono::{SecondsFormat, Utc};
 use http::header;
 use parking_lot::Mutex;
 use pingora::Result;
@@ -227,6 +227,9 @@ fn reply_to(error: AuthError) -> ErrorReply {
         AuthError::UserInactive => errors::user_inactive(),
         AuthError::GroupMissing => errors::no_group(),
         AuthError::SubscriptionMissing => errors::subscription_not_found(),
+        AuthError::SubscriptionNotBegun { begins } => {
+            errors::subscription_not_begun(&begins.to_rfc3339_opts(SecondsFormat::Secs, true))
+        }
         AuthError::SubscriptionInvalid => errors::subscription_invalid(),
         AuthError::QuotaExhausted => errors::quota_exhausted(),
         AuthError::KeyExpired => errors::api_key_expired(),

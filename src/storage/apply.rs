@@ -65,7 +65,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StorageError::Invalid`] with every reference to a name that neither the file nor the
-    /// store knows, every account in a group of another platform, every group with two channels, every
+    /// store knows, every account in a group of another platform, every group with two enabled channels,
+    /// every subscription that ends before it begins, every
     /// name given twice and every key text used twice; nothing was applied.
     pub async fn apply(
         &self,
@@ -81,7 +82,7 @@ impl Store {
         pass.accounts().await?;
         pass.api_keys().await?;
         pass.subscriptions().await?;
-        pass.channels().await?;
+        pass.channels(options.prune).await?;
         pass.error_rules().await?;
         pass.prices().await?;
         if options.prune {

@@ -1,9 +1,10 @@
 //! The ledger: every change of a balance is one entry, and a balance is the sum of its entries.
 //! Both are written in one transaction, and never apart: here, and for the charges of requests in
-//! `settle.rs`. What commands enter is in `ledger/commands.rs`; `ledger/verify.rs` looks whether all
-//! of it still agrees.
+//! `settle.rs`. What commands enter is in `ledger/commands.rs`, what they show in `ledger/list.rs`;
+//! `ledger/verify.rs` looks whether all of it still agrees.
 
 mod commands;
+mod list;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::collections::BTreeMap;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, Value};
 
 pub use commands::{Counted, Posted, Posting, Reversals};
+pub use list::EntryView;
 pub use verify::LedgerMismatch;
 
 use super::StorageError;

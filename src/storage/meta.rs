@@ -1,11 +1,14 @@
-//! The `meta` table: the change counter and the check value of the secret.
+//! The `meta` table: the change counter, the check value of the secret and the database's own number.
 
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 
 use super::StorageError;
+use super::seal::random_number;
 
 const CHANGE_COUNTER: &str = "change_counter";
 const SECRET_CHECK: &str = "secret_check";
+/// As sixteen hexadecimal digits.
+const DATABASE_ID: &str = "database_id";
 
 /// The change counter: it grows with every change of configuration.
 pub(super) async fn version<C: ConnectionTrait>(db: &C) -> Result<i64, StorageError> {
@@ -38,11 +41,26 @@ pub(super) async fn set_secret_check<C: ConnectionTrait>(
     db: &C,
     value: &str,
 ) -> Result<(), StorageError> {
+    put(db, SECRET_CHECK, value).await
+}
+
+/// The database's own number, which is made where there is none yet.
+pub(super) async fn database_id<C: ConnectionTrait>(db: &C) -> Result<u64, StorageError> {
+    if let Some(text) = get(db, DATABASE_ID).await? {
+        return u64::from_str_radix(&text, 16)
+            .map_err(|_| StorageError::Corrupt(format!("meta: the database's number {text:?}")));
+    }
+    let id = random_number()?;
+    put(db, DATABASE_ID, &format!("{id:016x}")).await?;
+    Ok(id)
+}
+
+async fn put<C: ConnectionTrait>(db: &C, key: &str, value: &str) -> Result<(), StorageError> {
     let sql = "INSERT INTO meta (key, value) VALUES (?, ?)";
     db.execute_raw(Statement::from_sql_and_values(
         DbBackend::Sqlite,
         sql,
-        [SECRET_CHECK.into(), value.into()],
+        [key.into(), value.into()],
     ))
     .await?;
     Ok(())

@@ -32,6 +32,8 @@ const READERS: u32 = 6;
 
 /// The pools of one database.
 pub(super) struct Pools {
+    /// The database's own number.
+    pub(super) id: u64,
     pub(super) writer: DatabaseConnection,
     pub(super) reader: DatabaseConnection,
 }
@@ -52,9 +54,10 @@ pub(super) async fn open(data_dir: &Path, secret: &Secret) -> Result<Pools, Stor
         Some(stored) if stored == seal::check_value(secret) => {}
         Some(_) => return Err(StorageError::WrongSecret(path)),
     }
+    let id = meta::database_id(&txn).await?;
     txn.commit().await?;
     let reader = connect(&path, READERS, |options| options.pragma("query_only", "ON")).await?;
-    Ok(Pools { writer, reader })
+    Ok(Pools { id, writer, reader })
 }
 
 /// A transaction that holds the write lock from its first moment.

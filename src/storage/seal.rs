@@ -108,6 +108,15 @@ pub(super) fn generate_key() -> Result<Secret, StorageError> {
     Ok(Secret::new(format!("tg-{}", hex(&bytes))))
 }
 
+/// A number that nobody else has.
+pub(super) fn random_number() -> Result<u64, StorageError> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| StorageError::NoRandomness)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
 /// The first characters of a key, at most eight and never more than a third of it.
 pub(super) fn hint(key: &str) -> String {
     let length = key.chars().count();

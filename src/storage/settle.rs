@@ -32,20 +32,25 @@ const MAX_COUNT: u64 = 1_000_000_000_000;
 /// What [`Store::settle`] did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Settled {
-    /// The balance after it of every user named in the batch, in id order.
+    /// The balance after it of every user named in the batch, in id order; zero where there is no such
+    /// user.
     pub balances: Vec<(UserId, Money)>,
-    /// The used quota after it of every key named in the batch, in id order.
+    /// The used quota after it of every key named in the batch, in id order; zero likewise.
     pub spend: Vec<(ApiKeyId, Money)>,
     /// What the accounts of new records have come to, in id order.
     pub accounts: Vec<(AccountId, AccountUsage)>,
     /// Records that were new.
     pub inserted: usize,
+    /// Records whose user or key is not in the database, or is another there. Nobody is charged for
+    /// them; they are in `unbilled.jsonl` in the data directory.
+    pub put_aside: usize,
 }
 
 impl Store {
     /// Writes a batch of records, charges for those that are new and counts them in the windows of
     /// their key, their subscription and their account, in their order. A record whose request id is
-    /// known already (or came earlier in the batch) is passed over. With it goes the journal's
+    /// known already (or came earlier in the batch) is passed over, and one that is nobody's here is put
+    /// aside. With it goes the journal's
     /// watermark: everything before `upto` is in this batch or in those before it. Days of windows
     /// are those of `tz`; those of an account are where its options say.
     ///
@@ -63,9 +68,10 @@ impl Store {
         if batch.is_empty() && upto.is_none() {
             return Ok(Settled::default());
         }
-        let batch: Vec<&UsageRecord> = batch.iter().map(Borrow::borrow).collect();
+        let given: Vec<&UsageRecord> = batch.iter().map(Borrow::borrow).collect();
         let pool = self.inner.pools.writer.get_sqlite_connection_pool();
         let mut txn = pool.begin_with("BEGIN IMMEDIATE").await?;
+        let (batch, aside) = self.sort_out(&mut txn, &given).await?;
         let (contexts, added) = self.contexts(&mut txn, &batch).await?;
         let (new, before) = insert(&mut txn, &batch, &contexts).await?;
         if !new.is_empty() {
@@ -73,8 +79,8 @@ impl Store {
             reports::count(&mut txn, &new).await?;
         }
         // Nobody is left out, so that the caller learns every balance.
-        let mut by_user: BTreeMap<i64, i64> = batch.iter().map(|r| (r.user_id.0, 0)).collect();
-        let mut by_key: BTreeMap<i64, i64> = batch.iter().map(|r| (r.api_key_id.0, 0)).collect();
+        let mut by_user: BTreeMap<i64, i64> = given.iter().map(|r| (r.user_id.0, 0)).collect();
+        let mut by_key: BTreeMap<i64, i64> = given.iter().map(|r| (r.api_key_id.0, 0)).collect();
         for record in &new {
             // At most a batch times a million dollars: far inside i64.
             let charge = charged(record).0;
@@ -94,7 +100,9 @@ impl Store {
             watermark::move_to(&mut txn, upto).await?;
         }
         let inserted = new.len();
+        self.put_aside(&aside)?;
         txn.commit().await?;
+        self.forget_aside(&aside);
         self.inner.contexts.lock().extend(added);
         Ok(Settled {
             balances: balances
@@ -107,6 +115,7 @@ impl Store {
                 .collect(),
             accounts: windows.into_accounts(),
             inserted,
+            put_aside: aside.len(),
         })
     }
 
@@ -232,22 +241,21 @@ const ADD_TO_QUOTAS: &str = "UPDATE api_keys SET quota_used_nanos = quota_used_n
      FROM json_each(?) AS d WHERE api_keys.id = (d.value ->> 0) RETURNING id, quota_used_nanos";
 
 /// Adds these amounts in SQL (a sum is never read, changed in memory and written back) and returns
-/// the sums after it, in id order.
+/// the sums after it, in id order; zero for what is not there.
 async fn add(
     txn: &mut SqliteConnection,
     sql: &'static str,
     amounts: BTreeMap<i64, i64>,
 ) -> Result<Vec<(i64, i64)>, StorageError> {
+    let mut sums: BTreeMap<i64, i64> = amounts.keys().map(|id| (*id, 0)).collect();
     let amounts: Vec<(i64, i64)> = amounts.into_iter().collect();
-    let mut sums = Vec::with_capacity(amounts.len());
     for row in txn
         .fetch_all(sqlx::query(sql).bind(to_json(&amounts)?))
         .await?
     {
-        sums.push((row.try_get(0)?, row.try_get(1)?));
+        sums.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    sums.sort_unstable();
-    Ok(sums)
+    Ok(sums.into_iter().collect())
 }
 
 /// What the record charges, held to [`MAX_AMOUNT`].

@@ -1,6 +1,7 @@
 //! The store against real SQLite files.
 
 mod applying;
+mod aside;
 mod keeping;
 mod ledger;
 mod opening;
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
+use sea_orm::ConnectionTrait;
 use tempfile::TempDir;
 use tollgate_filters::passthrough::{MatchMode, Rule};
 use tollgate_filters::usage::TokenUsage;
@@ -232,4 +234,26 @@ pub(super) fn record(request_id: &str, charge: &str) -> UsageRecord {
         ip: some("10.0.0.7"),
         user_agent: some("openai-python"),
     }
+}
+
+/// The same, of bob's.
+fn bobs(request_id: &str, charge: &str) -> UsageRecord {
+    UsageRecord {
+        user_id: UserId(2),
+        user: "bob".to_owned(),
+        api_key_id: ApiKeyId(2),
+        api_key: "bob-laptop".to_owned(),
+        ..record(request_id, charge)
+    }
+}
+
+/// Makes every settlement of a charge fail at its end, or no more.
+async fn fail_settlements(store: &Store, fail: bool) {
+    let sql = if fail {
+        "CREATE TRIGGER fail BEFORE INSERT ON usage_by_key BEGIN SELECT RAISE(ABORT, 'on purpose'); END"
+    } else {
+        "DROP TRIGGER fail"
+    };
+    let writer = &store.inner.pools.writer;
+    writer.execute_unprepared(sql).await.unwrap();
 }

@@ -8,7 +8,7 @@ use super::context::{self, Context};
 use super::convert::{from_json, millis, multiplier, time, whole};
 use super::rows::statement;
 use super::{StorageError, Store};
-use crate::domain::{AttemptTrace, Money, Multiplier};
+use crate::domain::{AttemptTrace, Money, Multiplier, UsageRecord};
 
 /// Which records are wanted. Names are those of the time of the record.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -109,7 +109,7 @@ pub struct UsageRecordView {
 
 impl UsageRecordView {
     /// The names of the fields as they are written, in their order.
-    pub const FIELDS: [&str; 42] = [
+    pub const FIELDS: [&str; 47] = [
         "request_id",
         "client_request_id",
         "upstream_request_id",
@@ -140,7 +140,12 @@ impl UsageRecordView {
         "cost",
         "charge",
         "rate_multiplier",
+        "account_rate_multiplier",
         "billing_type",
+        "billing_mode",
+        "billing_tier",
+        "channel",
+        "priced",
         "service_tier",
         "reasoning_effort",
         "attempts",
@@ -153,6 +158,60 @@ impl UsageRecordView {
         "ip",
         "user_agent",
     ];
+
+    /// As a record that is not in the database would be shown.
+    pub(super) fn of(r: &UsageRecord) -> UsageRecordView {
+        UsageRecordView {
+            id: 0,
+            request_id: r.request_id.clone(),
+            client_request_id: r.client_request_id.clone(),
+            upstream_request_id: r.upstream_request_id.clone(),
+            created_at: r.created_at,
+            user: r.user.clone(),
+            api_key: r.api_key.clone(),
+            group: r.group.clone(),
+            fallback_from_group: r.fallback_from_group.clone(),
+            account: r.account.clone(),
+            platform: r.platform.as_str().to_owned(),
+            endpoint: r.endpoint.clone(),
+            upstream_endpoint: r.upstream_endpoint.clone(),
+            requested_model: r.requested_model.clone(),
+            model: r.model.clone(),
+            upstream_model: r.upstream_model.clone(),
+            model_mapping_chain: r.model_mapping_chain.clone(),
+            stream: r.stream,
+            status: r.status,
+            outcome: r.outcome.as_str().to_owned(),
+            input_tokens: r.tokens.input,
+            output_tokens: r.tokens.output,
+            cache_creation_tokens: r.tokens.cache_creation,
+            cache_creation_5m_tokens: r.tokens.cache_creation_5m,
+            cache_creation_1h_tokens: r.tokens.cache_creation_1h,
+            cache_read_tokens: r.tokens.cache_read,
+            image_output_tokens: r.tokens.image_output,
+            image_count: r.image_count,
+            cost: r.cost,
+            charge: r.charge,
+            rate_multiplier: r.rate_multiplier,
+            account_rate_multiplier: r.account_rate_multiplier,
+            billing_type: r.billing_type.as_str().to_owned(),
+            billing_mode: r.billing_mode.as_str().to_owned(),
+            billing_tier: r.billing_tier.clone(),
+            channel: r.channel.clone(),
+            priced: r.priced,
+            service_tier: r.service_tier.clone(),
+            reasoning_effort: r.reasoning_effort.clone(),
+            attempts: r.attempts,
+            account_switches: r.account_switches,
+            attempt_trail: r.trail.clone(),
+            duration_ms: r.duration_ms,
+            first_token_ms: r.first_token_ms,
+            usage_source: r.usage_source.as_str().to_owned(),
+            client_disconnected: r.client_disconnected,
+            ip: r.ip.clone(),
+            user_agent: r.user_agent.clone(),
+        }
+    }
 
     /// The cursor with which the page after this record begins.
     pub fn cursor(&self) -> UsageCursor {
@@ -258,7 +317,8 @@ impl Store {
         Ok(Conditions { sql, values })
     }
 
-    async fn id_of(
+    /// The id of a name in `table`.
+    pub(super) async fn id_of(
         &self,
         kind: &'static str,
         table: &str,

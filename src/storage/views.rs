@@ -190,6 +190,8 @@ pub struct KeyView {
     pub quota_used: Money,
     /// USD per window.
     pub rate_limits: RateLimitsView,
+    /// What has been used of them.
+    pub windows: Vec<WindowView>,
     /// Refused from then on.
     pub expires_at: Option<DateTime<Utc>>,
     /// Plain IPs or CIDRs.

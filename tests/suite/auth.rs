@@ -68,6 +68,9 @@ fn with_every_key(setup: Setup) -> Setup {
         let users = resources["users"].as_array_mut().unwrap();
         users.push(json!({"name": "gone", "balance": "10", "enabled": false}));
         users.push(json!({"name": "broke", "balance": "0"}));
+        users.push(json!({"name": "later", "balance": "10"}));
+        resources["subscriptions"] = json!([{"user": "later", "group": "sub",
+            "starts_at": "2998-01-01T00:00:00Z", "expires_at": "2999-01-01T00:00:00Z"}]);
         let past = "2026-01-01T00:00:00Z";
         let keys = resources["api_keys"].as_array_mut().unwrap();
         keys.extend([
@@ -92,6 +95,7 @@ fn with_every_key(setup: Setup) -> Setup {
             key("groupless", json!({"group": null})),
             key("closed", json!({"group": "closed"})),
             key("sub", json!({"group": "sub"})),
+            key("later", json!({"group": "sub", "user": "later"})),
             key("claude", json!({"group": "claude"})),
             key("quota", json!({"quota": "0.00001"})),
             // Several reasons at once: the first check of SPEC 1.3 that fails is the answer.
@@ -132,6 +136,7 @@ async fn every_key_gets_its_answer() {
         ("groupless", 403, PERMISSION, None),
         ("closed", 403, PERMISSION, None),
         ("sub", 403, PERMISSION, Some("SUBSCRIPTION_NOT_FOUND")),
+        ("later", 403, PERMISSION, Some("SUBSCRIPTION_INVALID")),
         ("claude", 404, "not_found_error", None),
         (
             "disabled-denied",
@@ -159,6 +164,10 @@ async fn every_key_gets_its_answer() {
     for (name, status, kind, code) in refused {
         let reply = send(&gateway, &post("/v1/responses").bearer(&text_of(name))).await;
         assert_refused(&reply, status, kind, code, name);
+        if name == "later" {
+            let said = reply.text();
+            assert!(said.contains("it begins at 2998-01-01T00:00:00Z"), "{said}");
+        }
     }
     let reply = send(&gateway, &post("/v1/responses").bearer(&text_of("here"))).await;
     assert_eq!(reply.status, 200);

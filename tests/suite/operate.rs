@@ -347,6 +347,27 @@ async fn money_is_given_taken_and_given_back_once() {
     let said = gateway.run(&["ledger", "verify"]);
     assert!(said.contains("agree"), "{said}");
     assert_eq!(gateway.run_json(&["ledger", "verify", "--json"]), json!([]));
+
+    let listed = gateway.run(&["ledger", "list", "--user", "alice", "--json"]);
+    let entries: Vec<Value> = listed
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let shown: Vec<_> = entries
+        .iter()
+        .map(|entry| (&entry["kind"], &entry["amount"], &entry["note"]))
+        .collect();
+    let rows = [
+        (&json!("credit"), &json!("10"), &json!("opening balance")),
+        (&json!("charge"), &json!("-0.0000855"), &json!(null)),
+        (&json!("credit"), &json!("5"), &json!("paid")),
+        (&json!("adjustment"), &json!("-1"), &json!(null)),
+        (&json!("reversal"), &json!("0.0000855"), &json!(null)),
+    ];
+    assert_eq!(shown, rows);
+    assert_eq!(entries[4]["request_id"], request);
+    let table = gateway.run(&["ledger", "list", "--since", "1h"]);
+    assert_eq!(table.lines().count(), 1 + entries.len(), "{table}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -187,6 +187,12 @@ pub fn subscription_invalid() -> ErrorReply {
     ErrorReply::new(403, PERMISSION, message).with_code("SUBSCRIPTION_INVALID")
 }
 
+/// 403: the user's subscription is for later: it begins at `begins`.
+pub fn subscription_not_begun(begins: &str) -> ErrorReply {
+    let message = format!("The subscription has not begun, it begins at {begins}");
+    ErrorReply::new(403, PERMISSION, message).with_code("SUBSCRIPTION_INVALID")
+}
+
 /// 429: a limit of the subscription is used up.
 pub fn usage_limit_exceeded() -> ErrorReply {
     let message = "Usage limit exceeded, wait for the next period or raise the limit";
@@ -441,6 +447,7 @@ mod tests {
             (api_key_expired(), 403, PERMISSION, Some("API_KEY_EXPIRED")),
             (usage_limit_exceeded(), 429, RATE_LIMIT, Some("USAGE_LIMIT_EXCEEDED")),
             (subscription_invalid(), 403, PERMISSION, Some("SUBSCRIPTION_INVALID")),
+            (subscription_not_begun("2026-12-01T00:00:00Z"), 403, PERMISSION, Some("SUBSCRIPTION_INVALID")),
             (insufficient_balance(), 403, BILLING, Some("INSUFFICIENT_BALANCE")),
             (unaffordable(), 403, BILLING, Some("INSUFFICIENT_BALANCE")),
             (key_window_exceeded(), 429, RATE_LIMIT, Some("rate_limit_exceeded")),
@@ -497,6 +504,7 @@ mod tests {
             (body_encoding(&DecodeError::TooLarge, 1000), "Request body too large, limit is 1000B"),
             (body_unreadable(), "Failed to read request body"),
             (body_empty(), "Request body is empty"),
+            (subscription_not_begun("2026-12-01T00:00:00Z"), "The subscription has not begun, it begins at 2026-12-01T00:00:00Z"),
             (invalid("model is required"), "model is required"),
             (method_not_allowed("GET, POST"), "Method not allowed, use GET, POST"),
             (too_many_pending(), "Too many pending requests, please retry later"),

@@ -30,9 +30,10 @@ pub(super) fn channel<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Cha
     let name = unique_name(&table, "channel", names);
     let restriction = table.get("restrict_models");
     let restrict_models = restriction.as_ref().and_then(Field::flag).unwrap_or(false);
+    let enabled = table.or("enabled", true, Field::flag);
     let channel = ChannelResource {
-        enabled: table.or("enabled", true, Field::flag),
-        groups: table.or("groups", Vec::new(), |f| groups(f, names)),
+        enabled,
+        groups: table.or("groups", Vec::new(), |f| groups(f, enabled, names)),
         model_mapping: table.or("model_mapping", BTreeMap::new(), mappings),
         restrict_models,
         billing_model_source: table.or(
@@ -56,8 +57,8 @@ pub(super) fn channel<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Cha
     Some(channel)
 }
 
-/// Its groups; each may have one channel.
-fn groups<'a>(field: &Field<'a>, names: &mut Names<'a>) -> Option<Vec<String>> {
+/// Its groups; each may have one channel, but for those that are disabled.
+fn groups<'a>(field: &Field<'a>, enabled: bool, names: &mut Names<'a>) -> Option<Vec<String>> {
     let groups = field.names()?;
     let mut seen: Vec<&str> = Vec::new();
     for item in field.items("names")? {
@@ -67,7 +68,9 @@ fn groups<'a>(field: &Field<'a>, names: &mut Names<'a>) -> Option<Vec<String>> {
         };
         if !seen.contains(&name.as_str()) {
             seen.push(name);
-            names.unique("group of a channel", name.clone(), &item);
+            if enabled {
+                names.unique("group of a channel", name.clone(), &item);
+            }
         }
     }
     Some(groups)

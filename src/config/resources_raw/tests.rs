@@ -612,8 +612,8 @@ fn every_mistake_is_named() {
         ("prices: {m: {output_cost_per_image: 1}}".into(), "prices.m: a model without a price"),
         ("prices: {m: {input_cost_per_token: 1, output_cost_per_tokn: 1}}".into(), "prices.m.output_cost_per_tokn: unknown key; expected `output_cost_per_token`, perhaps (known here: input_cost_per_token, "),
         ("prices: {m: {input_cost_per_token: 1, input_cost_per_token_above_200k: 1}}".into(), "prices.m.input_cost_per_token_above_200k: unknown key"),
-        ("prices: {m: {input_cost_per_token: free}}".into(), "prices.m: input_cost_per_token: not a decimal number"),
-        ("prices: {m: {input_cost_per_token: -1}}".into(), "input_cost_per_token: must not be negative"),
+        ("prices: {m: {input_cost_per_token: free}}".into(), "prices.m.input_cost_per_token: not a decimal number, found `free`; expected USD for one"),
+        ("prices: {m: {input_cost_per_token: -1}}".into(), "prices.m.input_cost_per_token: must not be negative, found `-1`"),
         ("prices: {m: {input_cost_per_token: 1}, M: {input_cost_per_token: 1}}".into(), "prices.M: the same price is already at prices.m"),
     ] {
         let found = mistakes(&[&text]);
@@ -626,6 +626,36 @@ fn every_mistake_is_named() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_disabled_channel_does_not_claim_its_groups() {
+    let file = |enabled| {
+        format!(
+            "groups: [{{name: g, platform: openai}}]\n\
+             channels: [{{name: a, enabled: {enabled}, groups: [g]}}, {{name: b, groups: [g]}}]"
+        )
+    };
+    assert_eq!(mistakes(&[&file(true)]).len(), 1);
+    let (resources, _) = read(&[&file(false)]).unwrap();
+    assert_eq!(resources.channels[0].groups, resources.channels[1].groups);
+}
+
+#[test]
+fn every_wrong_price_of_a_model_is_named() {
+    let found = mistakes(&[
+        "prices: {m: {input_cost_per_token: free, output_cost_per_token: -1, cache_read_input_token_cost: null,\n\
+         \x20 input_cost_per_token_above_200k_tokens: x, max_tokens: y}, n: {output_cost_per_token: []}}",
+    ]);
+    for (mistake, want) in found.iter().zip([
+        "prices.m.input_cost_per_token: not a decimal number, found `free`",
+        "prices.m.output_cost_per_token: must not be negative, found `-1`",
+        "prices.m.input_cost_per_token_above_200k_tokens: not a decimal number, found `x`",
+        "prices.n.output_cost_per_token: not a decimal number, found `a list of 0`",
+    ]) {
+        assert!(mistake.contains(want), "{mistake}");
+    }
+    assert_eq!(found.len(), 4, "{found:#?}");
 }
 
 #[test]

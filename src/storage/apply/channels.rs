@@ -1,18 +1,24 @@
 //! Channels and the groups they are bound to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QuerySelect};
 
 use super::columns::{difference, insert};
 use super::pass::{Fate, Pass, id_of};
+use super::references::staying_channels;
 use super::wanted;
 use crate::storage::StorageError;
 use crate::storage::entities::{channel, channel_group};
 
 impl Pass<'_> {
-    /// To be called after groups.
-    pub(super) async fn channels(&mut self) -> Result<(), StorageError> {
+    /// To be called after groups. A disabled channel is bound to those of its groups that no other has.
+    pub(super) async fn channels(&mut self, prune: bool) -> Result<(), StorageError> {
+        let mut taken: HashSet<&str> = staying_channels(self.resources, self.held, prune)
+            .into_keys()
+            .collect();
+        let enabled = self.resources.channels.iter().filter(|r| r.enabled);
+        taken.extend(enabled.flat_map(|r| &r.groups).map(String::as_str));
         let mut new = Vec::new();
         let mut moved = Vec::new();
         for resource in &self.resources.channels {
@@ -20,7 +26,9 @@ impl Pass<'_> {
             let row = wanted::channel(resource, held, self.now)?;
             let mut groups = BTreeSet::new();
             for name in &resource.groups {
-                groups.insert(id_of(&self.group_ids, name)?);
+                if resource.enabled || taken.insert(name) {
+                    groups.insert(id_of(&self.group_ids, name)?);
+                }
             }
             let bound = held.and_then(|row| self.held.channel_groups.get(&row.id));
             let moves = bound.map_or(!groups.is_empty(), |bound| *bound != groups);

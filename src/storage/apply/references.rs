@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::held::Held;
 use crate::config::resources::{Kind, Resources};
 use crate::domain::{KeyHash, Platform};
+use crate::storage::convert::{millis, now_millis};
 use crate::storage::{KeyHasher, StorageError};
 
 /// Largest opening balance in nano-dollars: a billion dollars, far inside the ledger's range.
@@ -68,6 +69,7 @@ pub(super) fn check(
         }
     }
     check_platforms(resources, held, prune, &mut problems);
+    check_subscriptions(resources, held, &mut problems);
     check_channels(resources, held, prune, &mut problems);
     for user in &resources.users {
         if user
@@ -150,33 +152,72 @@ fn check_platforms(resources: &Resources, held: &Held, prune: bool, problems: &m
     }
 }
 
-/// A group has at most one channel, once everything is applied. What a disabled channel, or one that
-/// is about to be, had is free.
+/// A group has at most one enabled channel, once everything is applied.
 fn check_channels(resources: &Resources, held: &Held, prune: bool, problems: &mut Vec<String>) {
-    let mut channels: HashMap<&str, &str> = HashMap::new();
-    if !prune {
-        let in_file: HashSet<&str> = resources.channels.iter().map(|r| r.name.as_str()).collect();
-        let names: HashMap<i64, &str> = held
-            .groups
-            .values()
-            .map(|row| (row.id, row.name.as_str()))
-            .collect();
-        let staying = held.channels.values();
-        let staying = staying.filter(|row| row.enabled && !in_file.contains(row.name.as_str()));
-        for row in staying {
-            let groups = held.channel_groups.get(&row.id).into_iter().flatten();
-            channels.extend(groups.filter_map(|id| Some((*names.get(id)?, row.name.as_str()))));
-        }
-    }
-    for channel in &resources.channels {
+    let staying = staying_channels(resources, held, prune);
+    let mut in_file: HashMap<&str, &str> = HashMap::new();
+    for channel in resources.channels.iter().filter(|r| r.enabled) {
+        let name = &channel.name;
         for group in &channel.groups {
-            if let Some(other) = channels.insert(group, &channel.name) {
+            if let Some(other) = staying.get(group.as_str()) {
                 problems.push(format!(
-                    "channels/{}: groups/{group} is in channels/{other} already",
-                    channel.name
+                    "channels/{name}: groups/{group} is in channels/{other} already, which the file does \
+                     not name; name it, without that group or with `enabled: false`, or apply with --prune"
+                ));
+            } else if let Some(other) = in_file.insert(group, name) {
+                problems.push(format!(
+                    "channels/{name}: groups/{group} is in channels/{other} already; leave it to one of \
+                     them, or give one `enabled: false`"
                 ));
             }
         }
+    }
+}
+
+/// The groups of enabled channels that the file does not name and that stay as they are, by name.
+pub(super) fn staying_channels<'a>(
+    resources: &Resources,
+    held: &'a Held,
+    prune: bool,
+) -> HashMap<&'a str, &'a str> {
+    if prune {
+        return HashMap::new();
+    }
+    let in_file: HashSet<&str> = resources.channels.iter().map(|r| r.name.as_str()).collect();
+    let names: HashMap<i64, &str> = held
+        .groups
+        .values()
+        .map(|row| (row.id, row.name.as_str()))
+        .collect();
+    let staying = held.channels.values();
+    let staying = staying.filter(|row| row.enabled && !in_file.contains(row.name.as_str()));
+    let mut groups = HashMap::new();
+    for row in staying {
+        let of_channel = held.channel_groups.get(&row.id).into_iter().flatten();
+        groups.extend(of_channel.filter_map(|id| Some((*names.get(id)?, row.name.as_str()))));
+    }
+    groups
+}
+
+/// A subscription ends after it begins: when the file says, when it was first applied, or now.
+fn check_subscriptions(resources: &Resources, held: &Held, problems: &mut Vec<String>) {
+    for subscription in &resources.subscriptions {
+        let first_applied = || {
+            let user = held.users.get(&subscription.user)?.id;
+            let group = held.groups.get(&subscription.group)?.id;
+            Some(held.subscriptions.get(&(user, group))?.starts_at)
+        };
+        let problem = match subscription.starts_at {
+            Some(start) if subscription.expires_at <= start => "is not after `starts_at`",
+            None if millis(subscription.expires_at)
+                <= first_applied().unwrap_or_else(now_millis) =>
+            {
+                "is not after it is first applied"
+            }
+            _ => continue,
+        };
+        let name = subscription.name();
+        problems.push(format!("subscriptions/{name}: expires_at: {problem}"));
     }
 }
 

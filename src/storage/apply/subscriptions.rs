@@ -33,11 +33,6 @@ impl Pass<'_> {
             }
             let held = self.held.subscriptions.get(&ids);
             let row = wanted::subscription(resource, held, ids, self.now);
-            if row.expires_at <= row.starts_at {
-                let problem =
-                    format!("subscriptions/{name}: expires_at: is not after it is first applied");
-                return Err(StorageError::Invalid(vec![problem]));
-            }
             let fate = match held {
                 None => {
                     new.push(row);

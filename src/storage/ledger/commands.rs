@@ -46,6 +46,9 @@ pub struct Posted {
     pub user: String,
     /// By how much: negative for a debit, zero for the refund of what a subscription paid.
     pub amount: Money,
+    /// Such a refund: of which subscription, and what is taken from its windows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscription: Option<(String, Money)>,
     /// The balance right after it.
     pub balance: Money,
     /// Whether it was made before, by a command with the same idempotency key.
@@ -203,7 +206,13 @@ impl Store {
     ) -> Result<Posted, StorageError> {
         check(posting)?;
         let txn = self.begin_write().await?;
-        let (charge, user) = find_charge(&txn, request_id).await?;
+        let (charge, user, group) = find_charge(&txn, request_id).await?;
+        let subscription = (charge.billing_type == BillingType::Subscription)
+            .then(|| (format!("{user}/{group}"), charge.charge));
+        let posted = |posted| Posted {
+            subscription,
+            ..posted
+        };
         let entry = Entry {
             user: charge.user,
             kind: EntryKind::Reversal,
@@ -214,8 +223,8 @@ impl Store {
             request_id: Some(request_id),
             posting,
         };
-        if let Some(posted) = made_before(&txn, &entry, &user).await? {
-            return Ok(posted);
+        if let Some(before) = made_before(&txn, &entry, &user).await? {
+            return Ok(posted(before));
         }
         if charge.billing_type == BillingType::None || !charge.charge.is_positive() {
             let problem = format!("the request {request_id} was charged nothing");
@@ -232,18 +241,18 @@ impl Store {
         }
         let used = BTreeMap::from([(charge.key.0, -charge.charge.0)]);
         add(&txn, "api_keys", "quota_used_nanos", &used).await?;
-        let (user_id, key, group) = (charge.user.0, charge.key.0, charge.group.0);
+        let (user_id, key, group_id) = (charge.user.0, charge.key.0, charge.group.0);
         let of_key = ("key_windows", "api_key_id = ?", vec![key.into()]);
         lower(&txn, &charge, KEY_WINDOWS, of_key, tz).await?;
         if charge.billing_type == BillingType::Subscription {
             let of_subscription = (
                 "subscription_windows",
                 "user_id = ? AND group_id = ?",
-                vec![user_id.into(), group.into()],
+                vec![user_id.into(), group_id.into()],
             );
             lower(&txn, &charge, SUBSCRIPTION_WINDOWS, of_subscription, tz).await?;
         }
-        enter(txn, &entry, &user).await
+        Ok(posted(enter(txn, &entry, &user).await?))
     }
 
     /// Charges given back after the ledger's entry `after`: a running server counts windows in memory
@@ -340,6 +349,7 @@ async fn made_before(
     Ok(Some(Posted {
         user: user.to_owned(),
         amount: entry.amount,
+        subscription: None,
         balance: Money(row.try_get_by_index(5)?),
         repeated: true,
     }))
@@ -358,6 +368,7 @@ async fn enter(
     Ok(Posted {
         user: user.to_owned(),
         amount: entry.amount,
+        subscription: None,
         balance,
         repeated: false,
     })
@@ -396,13 +407,13 @@ async fn lower(
     Ok(())
 }
 
-/// The charge of a request and its user's name now.
+/// The charge of a request, its user's name and its group's name at the time.
 async fn find_charge(
     txn: &DatabaseTransaction,
     request_id: &str,
-) -> Result<(Counted, String), StorageError> {
+) -> Result<(Counted, String, String), StorageError> {
     let sql = format!(
-        "SELECT {COUNTED}, u.name FROM usage_entries e \
+        "SELECT {COUNTED}, u.name, c.group_name FROM usage_entries e \
          CROSS JOIN usage_contexts c ON c.id = e.context_id \
          CROSS JOIN users u ON u.id = e.user_id WHERE e.request_id = ?"
     );
@@ -413,7 +424,11 @@ async fn find_charge(
             kind: "usage record",
             name: request_id.to_owned(),
         })?;
-    Ok((Counted::of(&row)?, row.try_get_by_index(7)?))
+    Ok((
+        Counted::of(&row)?,
+        row.try_get_by_index(7)?,
+        row.try_get_by_index(8)?,
+    ))
 }
 
 async fn find_balance(

@@ -35,7 +35,7 @@ async fn dump(store: &Store) -> String {
     text +=
         &serde_json::to_string(&store.list_users(None, &HashMap::new()).await.unwrap()).unwrap();
     text += &serde_json::to_string(&store.list_rules(None).await.unwrap()).unwrap();
-    text += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
+    text += &serde_json::to_string(&store.list_keys(None, at(0), Tz::UTC).await.unwrap()).unwrap();
     text + &store.version().await.unwrap().to_string()
 }
 

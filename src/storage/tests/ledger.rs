@@ -91,6 +91,9 @@ async fn a_request_is_refunded_once_and_everything_it_counted_in_is_lowered() {
         let posted = store.refund("r-1", with_key("k"), Tz::UTC).await.unwrap();
         assert_eq!((posted.user.as_str(), posted.amount), ("alice", usd(back)));
         assert_eq!(posted.balance, usd(after));
+        let of_subscription = || ("alice/main".to_owned(), usd("2"));
+        let subscription = (billing == BillingType::Subscription).then(of_subscription);
+        assert_eq!(posted.subscription, subscription);
         assert_eq!(store.key_spend().await.unwrap()[0].1, usd("0.5"));
         let used = |windows: [Window; 3]| windows.map(|w| w.used);
         let keys = store.key_windows().await.unwrap();
@@ -103,6 +106,7 @@ async fn a_request_is_refunded_once_and_everything_it_counted_in_is_lowered() {
         let again = store.refund("r-1", with_key("k"), Tz::UTC).await.unwrap();
         assert!(again.repeated);
         assert_eq!(again.balance, posted.balance);
+        assert_eq!(again.subscription, subscription);
         for posting in [Posting::default(), with_key("l")] {
             let twice = store.refund("r-1", posting, Tz::UTC).await;
             assert!(matches!(twice, Err(StorageError::Conflict(_))), "{twice:?}");
@@ -181,6 +185,25 @@ async fn every_kind_of_mismatch_is_found() {
          "key alice-laptop: quota used 0.000000007, sum of charges 2"),
         ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, request_id, created_at) VALUES (1, 'charge', -4, 'r-9', 0)",
          "request r-9: record none, charged 0.000000004"),
+        ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, request_id, created_at) VALUES (1, 'charge', 4, 'r-9', 0)",
+         "entry 5 (user 1, charge, 0.000000004): has the wrong sign"),
+        ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (1, 'credit', -4, 0)",
+         "entry 5 (user 1, credit, -0.000000004): has the wrong sign"),
+        ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (1, 'adjustment', 4, 0)",
+         "entry 5 (user 1, adjustment, 0.000000004): has the wrong sign"),
+        ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (1, 'reversal', 4, 0)",
+         "entry 5 (user 1, reversal, 0.000000004): names no request"),
+        ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, request_id, created_at) VALUES (1, 'charge', -9223372036854775808, 'r-9', 0)",
+         "request r-9: record none, charged 9223372036.854775807"),
+        ("PRAGMA foreign_keys = OFF; INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (77, 'credit', 4, 0)",
+         "entry 5 (user 77, credit, 0.000000004): there is no such user"),
+        // Sums beyond what SQLite can add up.
+        ("INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (2, 'credit', 9223372036854775807, 0), (2, 'credit', 1, 0)",
+         "user bob: balance 0, sum of entries 9223372036.854775807"),
+        ("UPDATE usage_entries SET charge_nanos = 9223372036854775807 WHERE request_id = 'r-1'; \
+          INSERT INTO usage_entries SELECT NULL, 'r-3', created_at, user_id, context_id, NULL, NULL, NULL, \
+              0, 0, 0, 0, 0, 0, 0, 0, 0, charge_nanos, 0, NULL, NULL, NULL FROM usage_entries WHERE request_id = 'r-1'",
+         "key alice-laptop: quota used 2, sum of charges 9223372036.854775807"),
     ];
     for (sql, expected) in rows {
         let (_dir, store) = filled().await;
@@ -206,6 +229,127 @@ async fn every_kind_of_mismatch_is_found() {
         serde_json::to_string(&mismatch).unwrap(),
         r#"{"mismatch":"charge","request_id":"r","record":null,"entry":"1"}"#
     );
+}
+
+#[tokio::test]
+async fn entries_are_listed_with_what_was_said_of_them() {
+    let (_dir, store) = filled().await;
+    let now = chrono::Utc::now() - TimeDelta::minutes(1);
+    store
+        .settle(&[record("r-1", "2"), bobs("r-2", "1")], None, Tz::UTC)
+        .await
+        .unwrap();
+    let posting = Posting {
+        note: Some("sorry"),
+        command: Some("usage refund"),
+        idempotency_key: Some("k"),
+    };
+    store.refund("r-1", posting, Tz::UTC).await.unwrap();
+    let all = store.ledger_entries(None, now, 0, 100).await.unwrap();
+    let shown: Vec<(&str, &str, String)> = all
+        .iter()
+        .map(|e| (e.user.as_deref().unwrap(), &*e.kind, e.amount.to_string()))
+        .collect();
+    let row = |user, kind, amount: &str| (user, kind, amount.to_owned());
+    assert_eq!(
+        shown,
+        [
+            row("alice", "credit", "10"),
+            row("alice", "charge", "-2"),
+            row("bob", "charge", "-1"),
+            row("alice", "reversal", "2"),
+        ]
+    );
+    let last = serde_json::to_value(&all[3]).unwrap();
+    for (field, value) in [
+        ("note", "sorry"),
+        ("command", "usage refund"),
+        ("idempotency_key", "k"),
+        ("request_id", "r-1"),
+    ] {
+        assert_eq!(last[field], value);
+    }
+    let page = async |user, since, after, limit| {
+        let page = store.ledger_entries(user, since, after, limit).await;
+        let entries = page.unwrap().into_iter().map(|e| e.entry);
+        entries.collect::<Vec<i64>>()
+    };
+    assert_eq!(page(Some("alice"), now, 1, 1).await, [2]);
+    assert_eq!(page(Some("alice"), now, 2, 9).await, [4]);
+    assert_eq!(page(None, now + TimeDelta::hours(1), 0, 9).await, [0; 0]);
+    let nobody = store.ledger_entries(Some("eve"), now, 0, 9).await;
+    assert!(matches!(nobody, Err(StorageError::NotFound { .. })));
+}
+
+/// Whatever somebody has done to the file: what can be read is told.
+#[tokio::test]
+async fn what_cannot_be_read_hides_nothing_else() {
+    let (_dir, store) = filled().await;
+    let writer = &store.inner.pools.writer;
+    for sql in [
+        "UPDATE users SET balance_nanos = 1 WHERE name = 'bob'",
+        "ALTER TABLE usage_entries RENAME TO gone",
+    ] {
+        writer.execute_unprepared(sql).await.unwrap();
+    }
+    let found = store.verify_ledger().await.unwrap();
+    let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(texts[0], "user bob: balance 0.000000001, sum of entries 0");
+    for (text, check) in
+        texts[1..]
+            .iter()
+            .zip(["charges", "entries of charges", "reversals", "quotas"])
+    {
+        let begins = format!("{check} cannot be checked: ");
+        assert!(
+            text.starts_with(&begins) && text.contains("usage_entries"),
+            "{text}"
+        );
+    }
+    assert_eq!(found.len(), 5);
+}
+
+/// Two sums are one exactly when they are, whatever the signs and the sizes.
+#[tokio::test]
+async fn sums_are_compared_exactly() {
+    for (amounts, sum) in [
+        (vec![1_999_999_999, 2], 2_000_000_001_i64),
+        (vec![-1_999_999_999, -2], -2_000_000_001),
+        (vec![3_000_000_000, -1], 2_999_999_999),
+        (vec![-3_000_000_000, 1], -2_999_999_999),
+        (
+            vec![999_999_999, 999_999_999, 999_999_999, -5],
+            2_999_999_992,
+        ),
+        (vec![i64::MAX, i64::MIN, 7], 6),
+        (vec![i64::MAX, 5, i64::MIN + 1], 5),
+        (vec![], 0),
+    ] {
+        let (_dir, store) = filled().await;
+        let writer = &store.inner.pools.writer;
+        for amount in &amounts {
+            let kind = if *amount < 0 { "adjustment" } else { "credit" };
+            let sql = format!(
+                "INSERT INTO ledger_entries (user_id, kind, amount_nanos, created_at) VALUES (2, '{kind}', {amount}, 0)"
+            );
+            writer.execute_unprepared(&sql).await.unwrap();
+        }
+        for (off, mismatches) in [
+            (0, 0),
+            (1, 1),
+            (-1, 1),
+            (1_000_000_000, 1),
+            (-1_000_000_000, 1),
+        ] {
+            let sql = format!(
+                "UPDATE users SET balance_nanos = {} WHERE id = 2",
+                sum + off
+            );
+            writer.execute_unprepared(&sql).await.unwrap();
+            let found = store.verify_ledger().await.unwrap();
+            assert_eq!(found.len(), mismatches, "{amounts:?} {off}: {found:?}");
+        }
+    }
 }
 
 proptest! {

@@ -151,3 +151,27 @@ async fn every_future_may_move_between_threads() {
     sendable(store.key_spend()).await.unwrap();
     sendable(store.verify_ledger()).await.unwrap();
 }
+
+/// A journal is known by the number of the database it was written beside.
+#[tokio::test]
+async fn a_database_has_a_number_of_its_own_which_its_copies_keep() {
+    let (dir, store) = filled().await;
+    let id = store.database_id();
+    assert_eq!(open(&dir).await.database_id(), id, "opened again");
+    let (_other, other) = filled().await;
+    assert_ne!(other.database_id(), id);
+
+    let copy = tempfile::tempdir().unwrap();
+    let into = copy.path().join("tollgate.db");
+    let sql = format!("VACUUM INTO '{}'", into.display());
+    let writer = &store.inner.pools.writer;
+    writer.execute_unprepared(&sql).await.unwrap();
+    assert_eq!(open(&copy).await.database_id(), id);
+
+    // Of an earlier version.
+    let sql = "DELETE FROM meta WHERE key = 'database_id'";
+    writer.execute_unprepared(sql).await.unwrap();
+    let made = open(&dir).await.database_id();
+    assert_ne!(made, id);
+    assert_eq!(open(&dir).await.database_id(), made);
+}

@@ -13,7 +13,7 @@ async fn a_made_key_works_and_is_named() {
         .unwrap();
     store.create_key("alice", "spare", None).await.unwrap();
     let names: Vec<String> = store
-        .list_keys(None, at(0))
+        .list_keys(None, at(0), Tz::UTC)
         .await
         .unwrap()
         .into_iter()

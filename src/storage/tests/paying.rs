@@ -135,7 +135,10 @@ async fn a_group_may_go_from_one_channel_to_another() {
     wanted.channels = vec![channel("three", &["main"])];
     assert_eq!(
         refused(&store, &wanted).await,
-        ["channels/three: groups/main is in channels/two already"]
+        [
+            "channels/three: groups/main is in channels/two already, which the file does not name; \
+             name it, without that group or with `enabled: false`, or apply with --prune"
+        ]
     );
     let mut off = wanted.clone();
     off.channels = vec![channel("two", &["main"])];
@@ -174,7 +177,8 @@ async fn mistakes_are_told_all_at_once_and_nothing_is_applied() {
         problems,
         [
             "channels/one: groups: there is no group named \"none\"",
-            "channels/two: groups/main is in channels/one already",
+            "channels/two: groups/main is in channels/one already; leave it to one of them, or give \
+             one `enabled: false`",
             "channels/two: is given twice",
             "subscriptions/alice/sub: is given twice",
             "subscriptions/eve/none: group: there is no group named \"none\"",
@@ -184,9 +188,56 @@ async fn mistakes_are_told_all_at_once_and_nothing_is_applied() {
     assert!(store.list_channels(None).await.unwrap().is_empty());
 
     let mut over = paid();
+    over.subscriptions = vec![
+        subscription("alice", "sub"),
+        subscription("bob", "sub"),
+        subscription("eve", "sub"),
+    ];
     over.subscriptions[0].starts_at = None;
     over.subscriptions[0].expires_at = at(-1_000_000_000);
-    assert_eq!(refused(&store, &over).await.len(), 1);
+    over.subscriptions[1].expires_at = at(0);
+    assert_eq!(
+        refused(&store, &over).await,
+        [
+            "subscriptions/eve/sub: user: there is no user named \"eve\"",
+            "subscriptions/alice/sub: expires_at: is not after it is first applied",
+            "subscriptions/bob/sub: expires_at: is not after `starts_at`",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_disabled_channel_does_not_claim_its_groups() {
+    let (_dir, store) = filled().await;
+    let bound = async || {
+        let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+        [1, 2].map(|id| Some(directory.channel_of(GroupId(id))?.name.clone()))
+    };
+    let some = |name: &str| Some(name.to_owned());
+    let mut wanted = paid();
+    wanted.channels = vec![
+        channel("old", &["main", "spare"]),
+        channel("new", &["main"]),
+    ];
+    wanted.channels[0].enabled = false;
+    // Twice: what is there already is left.
+    apply(&store, &wanted).await;
+    assert!(!apply(&store, &wanted).await.has_changes());
+    assert_eq!(bound().await, [some("new"), None]);
+    let shown = store.list_channels(Some("old")).await.unwrap();
+    assert_eq!(shown[0].groups, ["spare"], "what no other has");
+
+    // In a file of its own, beside one that is in the store.
+    let mut off = wanted.clone();
+    off.channels.truncate(1);
+    assert!(!apply(&store, &off).await.has_changes());
+    assert_eq!(bound().await, [some("new"), None]);
+
+    // They trade places.
+    (wanted.channels[0].enabled, wanted.channels[1].enabled) = (true, false);
+    apply(&store, &wanted).await;
+    assert_eq!(bound().await, [some("old"), some("old")]);
+    assert!(!apply(&store, &wanted).await.has_changes());
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ async fn no_secret_is_in_the_files_or_the_views() {
     let (dir, store) = filled().await;
     let mut shown =
         serde_json::to_string(&store.list_accounts(None, at(0)).await.unwrap()).unwrap();
-    shown += &serde_json::to_string(&store.list_keys(None, at(0)).await.unwrap()).unwrap();
+    shown += &serde_json::to_string(&store.list_keys(None, at(0), Tz::UTC).await.unwrap()).unwrap();
     assert!(shown.contains("socks5://proxy:1080"));
     let views = shown.len();
     store.close().await.unwrap();
@@ -185,7 +185,13 @@ async fn views_show_names_and_states() {
             .is_empty()
     );
 
-    let status = async |now| store.list_keys(Some("alice-laptop"), now).await.unwrap()[0].status;
+    let status = async |now| {
+        store
+            .list_keys(Some("alice-laptop"), now, Tz::UTC)
+            .await
+            .unwrap()[0]
+            .status
+    };
     assert_eq!(status(at(0)).await, ApiKeyStatus::Active);
     assert_eq!(status(at(9_000)).await, ApiKeyStatus::Expired);
     store
@@ -197,9 +203,24 @@ async fn views_show_names_and_states() {
     wanted.api_keys[0].enabled = false;
     apply(&store, &wanted).await;
     assert_eq!(status(at(0)).await, ApiKeyStatus::Disabled);
-    let key = &store.list_keys(Some("alice-laptop"), at(0)).await.unwrap()[0];
+    let key = &store
+        .list_keys(Some("alice-laptop"), at(60), Tz::UTC)
+        .await
+        .unwrap()[0];
     let json = serde_json::to_value(key).unwrap();
     assert_eq!(json["rate_limits"]["7d"], "0.000000003");
+    let windows = json["windows"].as_array().unwrap();
+    let reset =
+        (at(1) + chrono::TimeDelta::milliseconds(234) + chrono::TimeDelta::hours(5)).to_rfc3339();
+    assert_eq!(windows[0]["window"], "5h");
+    assert_eq!(windows[0]["used"], "7");
+    assert_eq!(windows[0]["limit"], "0.000000001");
+    let resets: DateTime<Utc> = windows[0]["resets_at"].as_str().unwrap().parse().unwrap();
+    assert_eq!(resets.to_rfc3339(), reset);
+    assert_eq!(
+        (&windows[1]["used"], &windows[1]["limit"]),
+        (&"7".into(), &serde_json::Value::Null)
+    );
     assert_eq!(
         (&json["user"], &json["group"]),
         (&"alice".into(), &"main".into())
@@ -440,11 +461,9 @@ async fn pages_follow_each_other_without_gap_or_repeat() {
     // Three records a second, written in another order than they arrived in.
     let mut batch: Vec<UsageRecord> = (0..60)
         .map(|n| {
-            let mut record = record(&format!("r-{n:02}"), "0");
+            let of = if n % 2 == 1 { bobs } else { record };
+            let mut record = of(&format!("r-{n:02}"), "0");
             record.created_at = at(n / 3);
-            if n % 2 == 1 {
-                (record.user_id, record.user) = (UserId(2), "bob".to_owned());
-            }
             record
         })
         .collect();
@@ -504,9 +523,7 @@ async fn totals_add_up_by_every_key() {
 
     let mut early = record("r-0", "5");
     early.created_at = at(-1);
-    let mut bob = record("r-3", "0.5");
-    (bob.user_id, bob.user) = (UserId(2), "bob".to_owned());
-    bob.api_key = "bob-laptop".to_owned();
+    let mut bob = bobs("r-3", "0.5");
     bob.model = "o3".to_owned();
     let batch = [early, record("r-1", "0.1"), record("r-2", "0.2"), bob];
     store.settle(&batch, None, Tz::UTC).await.unwrap();

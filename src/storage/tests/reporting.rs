@@ -28,9 +28,7 @@ fn used(id: &str, time: &str, charge: &str) -> UsageRecord {
 #[tokio::test]
 async fn filters_hold_for_totals_and_records_alike() {
     let (_dir, store) = filled().await;
-    let mut bob = record("r-2", "2");
-    (bob.user_id, bob.user) = (UserId(2), "bob".to_owned());
-    (bob.api_key_id, bob.api_key) = (ApiKeyId(2), "bob-laptop".to_owned());
+    let bob = bobs("r-2", "2");
     let mut other = record("r-3", "3");
     (other.model, other.group) = ("o3".to_owned(), "spare".to_owned());
     let mut late = record("r-4", "4");
@@ -209,7 +207,7 @@ async fn a_key_is_told_what_it_used_and_each_request_once() {
     let mut other = used("r-4", "2026-11-25T12:06:30Z", "0.5");
     (other.model, other.duration_ms) = ("o3".to_owned(), 34);
     let mut foreign = used("r-5", "2026-11-25T12:06:30Z", "9");
-    foreign.api_key_id = ApiKeyId(2);
+    (foreign.api_key_id, foreign.api_key) = (ApiKeyId(2), "bob-laptop".to_owned());
     let batch = [
         used("r-1", "2026-01-01T00:00:00Z", "1"),
         used("r-2", "2026-11-20T00:00:00Z", "2"),
@@ -280,9 +278,9 @@ async fn sums_kept_and_sums_made_are_the_same() {
     let (_dir, store) = filled().await;
     let batch: Vec<UsageRecord> = (0..200)
         .map(|n| {
-            let mut record = record(&format!("r-{n}"), "0.01");
+            let of = if n % 3 == 0 { record } else { bobs };
+            let mut record = of(&format!("r-{n}"), "0.01");
             record.created_at = at(n * 97 % 5000);
-            record.api_key_id = ApiKeyId(1 + n % 3);
             record.model = format!("model-{}", n % 4);
             record
         })

@@ -1,7 +1,5 @@
 //! Settlement: exactly once, whoever repeats it, and always in step with the ledger.
 
-use sea_orm::ConnectionTrait;
-
 use super::*;
 use crate::storage::{LedgerMismatch, Settled, UsageFilter};
 
@@ -25,6 +23,7 @@ async fn a_batch_is_settled_exactly_once() {
         spend: vec![(ApiKeyId(1), usd("1"))],
         accounts: store.account_usage().await.unwrap(),
         inserted: 100,
+        put_aside: 0,
     };
     assert_eq!(first, expected);
 
@@ -127,10 +126,10 @@ async fn a_nonsensical_record_does_not_stop_the_others() {
 #[tokio::test]
 async fn a_batch_that_fails_leaves_nothing_behind() {
     let (_dir, store) = filled().await;
-    let mut unknown = record("r-2", "1");
-    unknown.user_id = UserId(99);
-    let batch = [record("r-1", "1"), unknown];
+    let batch = [record("r-1", "1"), record("r-2", "1")];
+    fail_settlements(&store, true).await;
     store.settle(&batch, None, Tz::UTC).await.unwrap_err();
+    fail_settlements(&store, false).await;
     assert_eq!(balance(&store, "alice").await, usd("10"));
     assert_eq!(
         store
@@ -185,10 +184,9 @@ async fn two_stores_settling_and_crediting_at_once_stay_in_step() {
             }
             let batch: Vec<UsageRecord> = (0..70)
                 .map(|n| {
-                    let mut record = record(&format!("r-{}-{n}", task / 2), "0.001");
-                    record.user_id = UserId(1 + n % 2);
-                    record.api_key_id = ApiKeyId(1 + n % 2);
-                    record
+                    let id = format!("r-{}-{n}", task / 2);
+                    let of = if n % 2 == 0 { record } else { bobs };
+                    of(&id, "0.001")
                 })
                 .collect();
             store.settle(&batch, None, Tz::UTC).await.unwrap().inserted

@@ -162,11 +162,13 @@ async fn the_watermark_goes_with_the_batch_and_never_back() {
     assert_eq!(settled.unwrap().inserted, 1);
     assert_eq!(store.watermark().await.unwrap(), Some(first));
 
-    let mut unknown = record("r-2", "1");
-    unknown.user_id = UserId(99);
     let next = place(u64::MAX - 1, 2, 0);
-    let failed = store.settle(&[unknown], Some(next), Tz::UTC).await;
+    fail_settlements(&store, true).await;
+    let failed = store
+        .settle(&[record("r-2", "1")], Some(next), Tz::UTC)
+        .await;
     failed.unwrap_err();
+    fail_settlements(&store, false).await;
     assert_eq!(store.watermark().await.unwrap(), Some(first));
     let windows = store.key_windows().await.unwrap();
     assert_eq!(

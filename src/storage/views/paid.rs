@@ -13,6 +13,7 @@ use crate::domain::price::Price;
 use crate::domain::{
     BillingModelSource, ChannelPrice, ClassPrices, GroupId, ModelMapping, Money, Platform,
     PriceInterval, PricingMode, SUBSCRIPTION_WINDOWS, SubscriptionStatus, UserId, Window,
+    WindowKind,
 };
 use crate::storage::convert::{channel as channel_from_row, subscription_status, time};
 use crate::storage::entities::{channel, channel_group, group, subscription};
@@ -149,6 +150,25 @@ fn interval_shown(interval: PriceInterval) -> PriceIntervalView {
     }
 }
 
+/// Windows of these kinds as of `now`, with their limits in nano-dollars.
+pub(super) fn windows_shown(
+    kinds: [WindowKind; 3],
+    windows: [Window; 3],
+    limits: [Option<i64>; 3],
+    now: DateTime<Utc>,
+    tz: Tz,
+) -> Vec<WindowView> {
+    let windows = kinds.into_iter().zip(windows).zip(limits);
+    windows
+        .map(|((kind, window), limit)| WindowView {
+            window: kind.as_str(),
+            used: window.used_at(kind, now, tz),
+            limit: limit.map(Money),
+            resets_at: window.resets_at(kind, tz).filter(|end| now < *end),
+        })
+        .collect()
+}
+
 impl Store {
     /// Subscriptions in name order, as of `now`: all, or the one of this name (an empty list if there
     /// is none). Days of windows are those of `tz`.
@@ -191,17 +211,8 @@ impl Store {
                 group.weekly_limit_nanos,
                 group.monthly_limit_nanos,
             ];
-            let windows = SUBSCRIPTION_WINDOWS
-                .into_iter()
-                .zip(used.copied().unwrap_or_default())
-                .zip(limits)
-                .map(|((kind, window), limit)| WindowView {
-                    window: kind.as_str(),
-                    used: window.used_at(kind, now, tz),
-                    limit: limit.map(Money),
-                    resets_at: window.resets_at(kind, tz).filter(|end| now < *end),
-                })
-                .collect();
+            let used = used.copied().unwrap_or_default();
+            let windows = windows_shown(SUBSCRIPTION_WINDOWS, used, limits, now, tz);
             views.push(SubscriptionView {
                 name: its_name,
                 user: user.clone(),

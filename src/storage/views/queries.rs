@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 
+use super::paid::windows_shown;
 use super::{AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView};
 use crate::domain::account::Intent;
 use crate::domain::egress::EgressProxy;
 use crate::domain::{
-    AccountId, AccountStatus, ApiKeyStatus, Condition, ModelMapping, Money, Multiplier, Secret,
-    UserId,
+    AccountId, AccountStatus, ApiKeyId, ApiKeyStatus, Condition, KEY_WINDOWS, ModelMapping, Money,
+    Multiplier, Secret, UserId, Window,
 };
 use crate::storage::conditions;
 use crate::storage::convert::{
@@ -217,7 +219,9 @@ impl Store {
         &self,
         name: Option<&str>,
         now: DateTime<Utc>,
+        tz: Tz,
     ) -> Result<Vec<KeyView>, StorageError> {
+        let used: HashMap<ApiKeyId, [Window; 3]> = self.key_windows().await?.into_iter().collect();
         let txn = self.begin_read().await?;
         let mut query = api_key::Entity::find().order_by_asc(api_key::Column::Name);
         if let Some(name) = name {
@@ -250,6 +254,17 @@ impl Store {
                         one_day: row.rate_limit_1d_nanos.map(Money),
                         seven_days: row.rate_limit_7d_nanos.map(Money),
                     },
+                    windows: windows_shown(
+                        KEY_WINDOWS,
+                        used.get(&ApiKeyId(row.id)).copied().unwrap_or_default(),
+                        [
+                            row.rate_limit_5h_nanos,
+                            row.rate_limit_1d_nanos,
+                            row.rate_limit_7d_nanos,
+                        ],
+                        now,
+                        tz,
+                    ),
                     expires_at,
                     ip_allow: strings(&row.ip_allow)?,
                     ip_deny: strings(&row.ip_deny)?,
