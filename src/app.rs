@@ -216,7 +216,10 @@ impl App {
         })?;
         let quotas = AccountQuotas::loaded(kept.account_usage, &directory);
         let snapshot = Snapshot::new(directory, &prices.load());
-        let (journal, recovered) = Journal::open(journal_options(&config), kept.applied)?;
+        let (journal, mut recovered) = Journal::open(journal_options(&config), kept.applied)?;
+        let ids: Vec<String> = recovered.request_ids().map(str::to_owned).collect();
+        let known = runtime.block_on(store.known_requests(&ids))?;
+        journal.forget(&mut recovered, &known);
         recovery::take_up(
             recovered,
             &journal,

@@ -29,12 +29,25 @@ pub fn take_up(
     for problem in &recovered.damage {
         log::error!("the journal is damaged: {problem}");
     }
+    if let Some(at) = recovered.torn_at {
+        log::info!(
+            "an entry of {} bytes at {at} in the journal was being written when the server ended; \
+             nothing had been told that it was",
+            recovered.torn_bytes
+        );
+    }
     let (settled, unfinished) = (recovered.settled.len(), recovered.unfinished.len());
     if settled + unfinished + recovered.voided > 0 {
         log::info!(
             "taken up from the journal: {settled} settled requests that were not in the database yet, \
              {unfinished} unfinished ones, which are settled by estimate, {} that were never sent",
             recovered.voided
+        );
+    }
+    if recovered.known > 0 {
+        log::info!(
+            "{} more requests in the journal were in the database already",
+            recovered.known
         );
     }
     // In the order in which the database will get them.

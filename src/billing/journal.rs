@@ -23,7 +23,7 @@
 //!
 //! Files: [`entry`] what is said, [`codec`] as bytes, [`frame`] as they stand in a segment, `log` the
 //! segments being written, `queue` what the database gets, `open_requests` what has to be carried
-//! forward, `keeper` the thread, `scan` and `replay` reading, `disk` the file system.
+//! forward, `keeper` the thread, `reader`, `scan` and `replay` reading, `disk` the file system.
 
 pub mod codec;
 mod core;
@@ -34,11 +34,13 @@ mod keeper;
 mod log;
 mod open_requests;
 mod queue;
+mod reader;
 pub mod replay;
 pub mod scan;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -131,10 +133,26 @@ pub struct Recovered {
     pub unfinished: Vec<Unfinished>,
     /// Requests for which money was held and that were never sent: nothing is owed for them.
     pub voided: usize,
+    /// Requests that the database had already, settled or not: see [`Journal::forget`].
+    pub known: usize,
     /// What could not be read although something follows it, for people.
     pub damage: Vec<String>,
     /// Bytes of an entry that was being written at the crash.
     pub torn_bytes: u64,
+    /// Where they are, if there are any.
+    pub torn_at: Option<JournalPosition>,
+}
+
+impl Recovered {
+    /// The requests of which the database is to be asked whether it has them: a watermark does not pass
+    /// a record that was written to it while the journal could not be, nor one that was written to the
+    /// journal twice.
+    pub fn request_ids(&self) -> impl Iterator<Item = &str> {
+        let settled = self.settled.iter().map(|record| &record.request_id);
+        let unfinished = self.unfinished.iter();
+        let unfinished = unfinished.map(|unfinished| &unfinished.draft.record.request_id);
+        settled.chain(unfinished).map(String::as_str)
+    }
 }
 
 /// How the journal is, for metrics.
@@ -251,6 +269,32 @@ impl Journal {
         Ok((Journal { shared, thread }, replayed.recovered))
     }
 
+    /// Takes the requests out that the database has, of those that were [recovered](Recovered::request_ids):
+    /// they count as applied, or as ended. To be told before anything else, or memory would count twice
+    /// what the database had counted.
+    pub fn forget(&self, recovered: &mut Recovered, known: &HashSet<String>) {
+        let mut guard = self.shared.core.lock();
+        let core = &mut *guard;
+        core.queue.forget(known);
+        let before = recovered.settled.len() + recovered.unfinished.len();
+        recovered
+            .settled
+            .retain(|record| !known.contains(&record.request_id));
+        recovered.unfinished.retain(|unfinished| {
+            let request_id = &unfinished.draft.record.request_id;
+            let has = known.contains(request_id);
+            if has && core.end(request_id) {
+                self.shared.buffer(core, &Encoded::voided(request_id));
+            }
+            !has
+        });
+        recovered.known += before - recovered.settled.len() - recovered.unfinished.len();
+        if !core.log.old.is_empty() {
+            self.shared.call_thread(core);
+        }
+        self.shared.publish(core);
+    }
+
     /// Sets room for one request's entries aside. An error is answered with 503.
     pub fn admit(&self) -> Result<Room, JournalFull> {
         self.shared.promise()?;
@@ -259,7 +303,8 @@ impl Journal {
 
     /// Money is held for a request. Written with whatever is written next.
     pub fn reserved(&self, reserved: &Reserved) {
-        let entry = Encoded::reserved(reserved);
+        let entry = Encoded::reserved(reserved).trimmed();
+        let request_id = reserved.request_id.clone();
         let mut core = self.shared.core.lock();
         self.shared.buffer(&mut core, &entry);
         let open = Open {
@@ -269,13 +314,13 @@ impl Journal {
             amount: reserved.amount,
             segment: core.log.number(),
         };
-        core.open.insert(reserved.request_id.clone(), open);
+        core.open.insert(request_id, open);
     }
 
     /// A request goes upstream: told before every attempt, and written when this returns. After an
     /// error the request must not go; it may be told again later.
     pub fn sent(&self, draft: &Draft) -> Result<(), JournalError> {
-        let entry = Encoded::sent(draft);
+        let entry = Encoded::sent(draft).trimmed();
         let request_id = draft.record.request_id.as_str();
         let mut guard = self.shared.core.lock();
         let core = &mut *guard;

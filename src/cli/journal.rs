@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::open::{self, Failure};
 use super::table;
 use crate::billing::journal::replay::{Request, Requests};
+use crate::billing::journal::scan::Blank;
 use crate::billing::journal::{self, Entry, Scan};
 use crate::domain::Money;
 
@@ -50,6 +51,8 @@ struct Report {
     /// Behind it: an entry that was being written at a crash, or is being written now.
     torn_bytes: u64,
     damage: Vec<String>,
+    /// Segments without a header and without entries.
+    blank: Vec<String>,
     lines: VecDeque<Line>,
 }
 
@@ -113,6 +116,7 @@ fn inspect(directory: &Path, options: &Inspect) -> Result<Report, Failure> {
     }
     report.journal = scan.journal().map(|id| format!("{id:016x}"));
     report.segments = scan.segments();
+    report.blank = scan.blank().iter().map(blank).collect();
     report.torn_bytes = scan.tail().map_or(0, |tail| tail.torn_bytes);
     report.end = scan.tail().map(|tail| tail.at.to_string());
     let open = requests.into_open();
@@ -123,6 +127,14 @@ fn inspect(directory: &Path, options: &Inspect) -> Result<Report, Failure> {
         report.lines = open[last..].iter().map(Line::of_request).collect();
     }
     Ok(report)
+}
+
+fn blank(blank: &Blank) -> String {
+    format!(
+        "segment {} has no header and no entries, only {} bytes of zeros: a power cut can leave such a \
+         segment as the last one; any other has been emptied",
+        blank.segment, blank.bytes
+    )
 }
 
 impl Line {
@@ -231,6 +243,9 @@ fn text(report: &Report, open: bool) -> Result<String, Failure> {
     for damage in &report.damage {
         out.push_str(&format!("{:15}{damage}\n", "damage"));
     }
+    for blank in &report.blank {
+        out.push_str(&format!("{:15}{blank}\n", "blank"));
+    }
     if report.lines.is_empty() {
         return Ok(out);
     }
@@ -257,6 +272,51 @@ mod tests {
     use super::*;
     use crate::billing::journal::{Journal, Options, Reserved};
     use crate::domain::{ApiKeyId, UserId};
+
+    #[test]
+    fn what_cannot_be_read_is_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            directory: directory.path().to_owned(),
+            segment_bytes: 1 << 16,
+            sync_interval: Duration::from_millis(1),
+        };
+        let (journal, _) = Journal::open(options, None).unwrap();
+        for request in ["req_1", "req_2", "req_3"] {
+            journal.reserved(&Reserved {
+                request_id: request.to_owned(),
+                user_id: UserId(4),
+                api_key_id: ApiKeyId(5),
+                amount: "0.25".parse().unwrap(),
+                at: chrono::DateTime::UNIX_EPOCH,
+            });
+        }
+        journal.close();
+        let path = directory.path().join("00000001.journal");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let second = bytes.windows(5).position(|it| it == b"req_2").unwrap();
+        bytes[second] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::write(directory.path().join("00000002.journal"), []).unwrap();
+        std::fs::write(directory.path().join("00000003.journal"), [0; 99]).unwrap();
+        let options = Inspect {
+            limit: 9,
+            open: true,
+            json: false,
+        };
+        let report = inspect(directory.path(), &options).unwrap();
+        let open: Vec<_> = report.lines.iter().map(|l| &*l.request_id).collect();
+        assert_eq!(open, ["req_1", "req_3"]);
+        assert_eq!((report.torn_bytes, report.damage.len()), (0, 1));
+        let shown = text(&report, false).unwrap();
+        for line in [
+            "bytes cannot be read; what follows them can\n",
+            "blank          segment 2 has no header and no entries, only 0 bytes",
+            "blank          segment 3 has no header and no entries, only 99 bytes",
+        ] {
+            assert!(shown.contains(line), "{shown}");
+        }
+    }
 
     #[test]
     fn a_running_journal_is_read() {

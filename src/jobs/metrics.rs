@@ -11,6 +11,8 @@ pub struct JobMetrics {
     pub queue: IntGauge,
     /// Records written.
     pub written: IntCounter,
+    /// Records of users or keys that the database does not know, put aside.
+    pub put_aside: IntCounter,
     /// Batches that could not be written, and will be tried again.
     pub write_errors: IntCounter,
     /// Seconds to write one batch.
@@ -54,6 +56,10 @@ impl JobMetrics {
             written: m.counter(
                 "records_written_total",
                 "Usage records written to the database.",
+            ),
+            put_aside: m.counter(
+                "records_put_aside_total",
+                "Usage records of users or keys that the database does not know; they stand in unbilled.jsonl.",
             ),
             write_errors: m.counter(
                 "record_write_errors_total",

@@ -74,6 +74,7 @@ impl Writer {
         self.rooms.journal.applied(batch.records.len(), batch.upto);
         self.count_for_accounts(&batch.records).await;
         self.metrics.written.inc_by(settled.inserted as u64);
+        self.metrics.put_aside.inc_by(settled.put_aside as u64);
         self.metrics
             .write_seconds
             .observe(began.elapsed().as_secs_f64());

@@ -109,6 +109,11 @@ impl Entry {
         }
     }
 
+    /// Whether this is a kind of entries.
+    pub(super) const fn is_kind(number: u8) -> bool {
+        matches!(number, kind::RESERVED..=kind::VOIDED)
+    }
+
     /// The entry that these bytes are.
     pub(super) fn decode(kind: u8, payload: &[u8]) -> Result<Entry, DecodeError> {
         let mut from = Decoder::new(payload);
@@ -166,6 +171,12 @@ impl Encoded {
         hasher.update(&payload);
         let crc = hasher.finalize();
         Encoded { kind, payload, crc }
+    }
+
+    /// Without room for more: for entries that are kept as long as their request runs.
+    pub fn trimmed(mut self) -> Encoded {
+        self.payload.shrink_to_fit();
+        self
     }
 
     pub fn reserved(reserved: &Reserved) -> Encoded {

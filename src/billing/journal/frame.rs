@@ -85,6 +85,40 @@ pub fn checksum(crc: u32, length: u32, at: JournalPosition) -> u32 {
     hasher.finalize()
 }
 
+/// What a frame begins with. Not checked yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Lead {
+    length: u32,
+    checksum: u32,
+    /// Kind of the entry.
+    pub kind: u8,
+}
+
+impl Lead {
+    /// As it stands in a segment.
+    pub fn of(bytes: [u8; FRAME_BYTES as usize]) -> Lead {
+        let [a, b, c, d, e, f, g, h, kind] = bytes;
+        Lead {
+            length: u32::from_le_bytes([a, b, c, d]),
+            checksum: u32::from_le_bytes([e, f, g, h]),
+            kind,
+        }
+    }
+
+    /// Length of the payload that follows; `None` where no frame is.
+    pub fn payload_bytes(&self) -> Option<u64> {
+        self.length.checked_sub(1).map(u64::from)
+    }
+
+    /// Whether the payload belongs to it, at this place.
+    pub fn is_of(&self, payload: &[u8], at: JournalPosition) -> bool {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&[self.kind]);
+        hasher.update(payload);
+        checksum(hasher.finalize(), self.length, at) == self.checksum
+    }
+}
+
 /// The mark that says: nothing follows in this segment.
 pub fn end_mark(at: JournalPosition) -> [u8; FRAME_BYTES as usize] {
     let crc = checksum(crc32fast::hash(&[END]), 1, at).to_le_bytes();

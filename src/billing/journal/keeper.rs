@@ -100,7 +100,11 @@ impl Shared {
                     if std::mem::take(&mut core.room_failing) {
                         log::info!("there is room for the journal again");
                     }
-                    self.trim(&mut core);
+                    let surplus = self.surplus(&mut core);
+                    drop(core);
+                    for spare in surplus {
+                        let _ = self.disk.remove(&spare.path);
+                    }
                     return;
                 }
                 core.spares_made += 1;
@@ -128,18 +132,21 @@ impl Shared {
         }
     }
 
-    fn trim(&self, core: &mut Core) {
+    /// Takes spare files out that are far more than enough. They are removed and closed without the
+    /// lock: to give 16 MiB back takes a file system some time.
+    fn surplus(&self, core: &mut Core) -> Vec<Spare> {
+        let one = usable(self.options.segment_bytes, self.tuning.room_bytes);
+        let mut surplus = Vec::new();
         while core.log.spares.len() > 1 {
-            let one = usable(self.options.segment_bytes, self.tuning.room_bytes);
             let left = self.unpromised().saturating_sub(one);
             if left < 2 * (self.tuning.headroom_bytes + one) {
-                return;
+                break;
             }
             // The first is the one that would be used last.
-            let spare = core.log.spares.remove(0);
+            surplus.push(core.log.spares.remove(0));
             self.publish(core);
-            let _ = self.disk.remove(&spare.path);
         }
+        surplus
     }
 
     /// Writes what is pending and brings everything to the device.
@@ -149,6 +156,10 @@ impl Shared {
             core.dirty_since = None;
             // An error is told and counted there.
             let _ = core.flush();
+            if core.sync_failing {
+                // Only a sync tells that the disk is well again, so there must be something to sync.
+                let _ = core.log.begin();
+            }
             self.publish(&core);
             core.log.take_unsynced()
         };
@@ -156,19 +167,26 @@ impl Shared {
             return;
         }
         let synced = self.bring_to_device(&unsynced);
-        let mut core = self.core.lock();
-        core.syncs += 1;
-        match synced {
-            Ok(()) => {
-                if std::mem::take(&mut core.sync_failing) {
-                    log::info!("the journal reaches the disk again");
+        let useless = {
+            let mut core = self.core.lock();
+            core.syncs += 1;
+            let useless = match synced {
+                Ok(()) => {
+                    if std::mem::take(&mut core.sync_failing) {
+                        log::info!("the journal reaches the disk again");
+                    }
+                    core.rewritten_from = None;
+                    core.ended = Vec::new();
+                    Vec::new()
                 }
-                core.rewritten_from = None;
-                core.ended = Vec::new();
-            }
-            Err(error) => self.write_again(&mut core, &error),
+                Err(error) => self.write_again(&mut core, &error),
+            };
+            self.publish(&core);
+            useless
+        };
+        for old in useless {
+            self.remove(old);
         }
-        self.publish(&core);
     }
 
     fn bring_to_device(&self, unsynced: &Unsynced) -> io::Result<()> {
@@ -183,7 +201,8 @@ impl Shared {
 
     /// After a failed sync nobody knows what is on the device, and the next sync may say that all is
     /// well although it is not. So everything that still matters is written once more, elsewhere.
-    fn write_again(&self, core: &mut Core, error: &io::Error) {
+    /// Returns the segments that are worth nothing after it, to be removed.
+    fn write_again(&self, core: &mut Core, error: &io::Error) -> Vec<Old> {
         core.sync_errors += 1;
         if !core.sync_failing {
             log::error!(
@@ -213,16 +232,16 @@ impl Shared {
         core.log.append(later);
         core.rewritten_from = Some(number);
         let written = core.flush().is_ok();
-        // The last attempt at this is worth nothing now, and would fill the disk one by one.
-        if let Some(before) = before.filter(|_| written) {
-            let useless = |old: &Old| (before..number).contains(&old.number);
-            let removed: Vec<Old> = core.log.old.iter().copied().filter(useless).collect();
-            core.log.old.retain(|old| !useless(old));
-            for old in removed {
-                self.remove(old);
-            }
-        }
         self.soil(core);
+        // The last attempt at this is worth nothing now, and would fill the disk one by one.
+        let useless = match before.filter(|_| written) {
+            Some(before) => before..number,
+            None => return Vec::new(),
+        };
+        let is_useless = |old: &Old| useless.contains(&old.number);
+        let removed = core.log.old.iter().copied().filter(is_useless).collect();
+        core.log.old.retain(|old| !is_useless(old));
+        removed
     }
 
     /// Removes the segments that are applied. Open requests in the oldest are carried forward when

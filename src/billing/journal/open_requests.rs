@@ -30,9 +30,9 @@ pub struct OpenRequests {
 }
 
 impl OpenRequests {
-    /// A request is open, or says more of itself.
-    pub fn insert(&mut self, request_id: String, mut open: Open) {
-        open.entry.payload.shrink_to_fit();
+    /// A request is open, or says more of itself. Its entry is [trimmed](Encoded::trimmed) already:
+    /// this happens under the journal's lock.
+    pub fn insert(&mut self, request_id: String, open: Open) {
         self.bytes += open.entry.payload.len() as u64;
         if let Some(before) = self.requests.insert(request_id, open) {
             self.bytes -= before.entry.payload.len() as u64;
@@ -99,5 +99,30 @@ impl Open {
         let progress = self.progress.as_ref();
         let progress = progress.map(|progress| Encoded::progress(request_id, progress));
         (&self.entry, progress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_not_moved_in_memory_when_its_request_begins() {
+        let mut payload = Vec::with_capacity(500);
+        payload.extend([7; 100]);
+        let (kind, crc) = (1, 0);
+        let entry = Encoded { kind, payload, crc };
+        let mut requests = OpenRequests::default();
+        let open = Open {
+            entry,
+            sent: false,
+            progress: None,
+            amount: Money::ZERO,
+            segment: 1,
+        };
+        requests.insert("a".to_owned(), open);
+        let open = requests.get_mut("a").unwrap();
+        assert_eq!(open.entry.payload.capacity(), 500);
+        assert_eq!(open.entry.clone().trimmed().payload.capacity(), 100);
     }
 }

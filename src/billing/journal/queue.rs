@@ -1,6 +1,6 @@
 //! Records on their way from the journal to the database, in the order in which they were settled.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::domain::{JournalPosition, UsageRecord};
@@ -18,15 +18,17 @@ pub struct Batch {
 /// The queue. Records are written in its order: those with a place come before those without.
 #[derive(Debug, Default)]
 pub struct Queue {
+    /// Their numbers ascend; some may be missing.
     records: VecDeque<Queued>,
-    /// Number of the first record.
-    first: u64,
+    /// Number of the next record.
+    next: u64,
     /// Set while records are written a second time, some with an old place and some with a new one.
     held: bool,
 }
 
 #[derive(Debug)]
 struct Queued {
+    number: u64,
     record: Arc<UsageRecord>,
     /// Where its entry ends; `None` until it is written.
     end: Option<JournalPosition>,
@@ -35,17 +37,23 @@ struct Queued {
 impl Queue {
     /// Takes a record; its number.
     pub fn push(&mut self, record: Arc<UsageRecord>, end: Option<JournalPosition>) -> u64 {
-        let number = self.first + self.records.len() as u64;
-        self.records.push_back(Queued { record, end });
+        let number = self.next;
+        self.next += 1;
+        self.records.push_back(Queued {
+            number,
+            record,
+            end,
+        });
         number
     }
 
     /// The record of that number stands in the journal now, if it still waits here.
     pub fn placed(&mut self, number: u64, end: JournalPosition) {
-        let index = number.checked_sub(self.first);
-        let record = index.and_then(|index| self.records.get_mut(usize::try_from(index).ok()?));
-        if let Some(record) = record {
-            record.end = Some(end);
+        let found = self
+            .records
+            .binary_search_by_key(&number, |queued| queued.number);
+        if let Ok(index) = found {
+            self.records[index].end = Some(end);
         }
     }
 
@@ -68,7 +76,12 @@ impl Queue {
     pub fn applied(&mut self, count: usize) {
         let count = count.min(self.records.len());
         self.records.drain(..count);
-        self.first += count as u64;
+    }
+
+    /// Records of these requests are applied already.
+    pub fn forget(&mut self, known: &HashSet<String>) {
+        self.records
+            .retain(|queued| !known.contains(&queued.record.request_id));
     }
 
     /// The first segment that has a record which is not applied; `None` when no segment has.
@@ -81,12 +94,10 @@ impl Queue {
     /// watermark is given: the old place of a record may come before the new one of another.
     pub fn hold(&mut self) -> impl Iterator<Item = (u64, &Arc<UsageRecord>)> {
         self.held = true;
-        (self.first..)
-            .zip(&mut self.records)
-            .filter_map(|(number, queued)| {
-                queued.end.take()?;
-                Some((number, &queued.record))
-            })
+        self.records.iter_mut().filter_map(|queued| {
+            queued.end.take()?;
+            Some((queued.number, &queued.record))
+        })
     }
 
     /// Every record that was written again has its new place.

@@ -201,10 +201,26 @@ pub(super) fn replay(
             }
         }
     }
-    let tail = scan.tail();
-    if let Some(tail) = tail {
-        recovered.torn_bytes = tail.torn_bytes;
-        mark_end(directory, disk, tail);
+    match (scan.tail(), applied) {
+        // Synced to the database, and not here: what was written behind it may be lost with it. The
+        // end is not marked, so that the segment keeps counting as damaged.
+        (Some(tail), Some(applied)) if applied > tail.at => {
+            damaged.insert(applied.segment);
+            recovered.damage.push(format!(
+                "{}: the journal ends here with {} bytes that cannot be read, although the database has \
+                 what was written up to {applied}: what was written after that may be lost",
+                tail.at, tail.torn_bytes
+            ));
+            if applied.segment != tail.at.segment {
+                mark_end(directory, disk, tail);
+            }
+        }
+        (Some(tail), _) => {
+            recovered.torn_bytes = tail.torn_bytes;
+            recovered.torn_at = (tail.torn_bytes > 0).then_some(tail.at);
+            mark_end(directory, disk, tail);
+        }
+        (None, _) => {}
     }
     let (open, never_sent) = unfinished(requests, &mut recovered);
     Ok(Replayed {
@@ -230,7 +246,7 @@ fn unfinished(requests: Requests, recovered: &mut Recovered) -> (OpenRequests, V
                 open.insert(
                     draft.record.request_id.clone(),
                     Open {
-                        entry: Encoded::sent(&draft),
+                        entry: Encoded::sent(&draft).trimmed(),
                         sent: true,
                         progress: request.progress,
                         amount: draft.reserved,

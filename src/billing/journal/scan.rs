@@ -2,23 +2,22 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::codec::DecodeError;
 use super::entry::Entry;
-use super::frame::{
-    self, END, FORMAT_VERSION, FRAME_BYTES, HEADER_BYTES, Header, checksum, read_header,
-};
+use super::frame::{self, FORMAT_VERSION, HEADER_BYTES, Header, read_header};
 use super::log::{segment_name, segment_number};
+use super::reader::{Reader, Step};
 use crate::domain::{JournalPosition, Money, UserId};
-
-/// Read at once from a segment.
-const READ_BYTES: usize = 256 << 10;
 
 /// Something in a journal that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
+    /// Something that can be read stands behind something that cannot.
+    #[error("{0} bytes cannot be read; what follows them can")]
+    Gap(u64),
     /// A segment that others follow ends in the middle of something.
     #[error("the rest of the segment, {0} bytes, cannot be read")]
     Torn(u64),
@@ -75,6 +74,17 @@ pub struct Scan {
     tail: Option<Tail>,
     ready: VecDeque<Scanned>,
     opened: usize,
+    blank: Vec<Blank>,
+}
+
+/// A segment without a header and without anything else. A power cut can leave one, as the last; so
+/// can somebody who empties a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Blank {
+    /// Which.
+    pub segment: u64,
+    /// Its length, all of it zeros.
+    pub bytes: u64,
 }
 
 impl Scan {
@@ -96,6 +106,7 @@ impl Scan {
             tail: None,
             ready: VecDeque::new(),
             opened: 0,
+            blank: Vec::new(),
         })
     }
 
@@ -107,6 +118,11 @@ impl Scan {
     /// Segments that were read, or could not be.
     pub fn segments(&self) -> usize {
         self.opened
+    }
+
+    /// Segments so far that have nothing, not even a header.
+    pub fn blank(&self) -> &[Blank] {
+        &self.blank
     }
 
     /// After the last item: the end of the last segment that has anything.
@@ -182,19 +198,24 @@ impl Scan {
         };
         let first = reader.next();
         let used = match first {
-            Step::Entry { .. } | Step::Marked => true,
+            Step::Entry { .. } | Step::Gap { .. } | Step::Marked => true,
             Step::Open { torn_bytes } => torn_bytes > 0,
         };
         if used {
             self.settle_unmarked();
         }
-        if used && bad {
-            self.damage(number, 0, Damage::Header);
+        match (bad, used) {
+            (true, true) => self.damage(number, 0, Damage::Header),
+            (true, false) => self.blank.push(Blank {
+                segment: number,
+                bytes: reader.bytes(),
+            }),
+            (false, _) => {}
         }
         if self.journal.is_none() {
             return Ok(true);
         }
-        self.take(&mut reader, first);
+        self.take(&reader, first);
         self.reader = Some(reader);
         Ok(true)
     }
@@ -219,24 +240,28 @@ impl Scan {
             match reader.next() {
                 Step::Marked => return,
                 Step::Open { torn_bytes } => {
-                    let offset = reader.at.offset;
+                    let offset = reader.at().offset;
                     self.damage(segment, offset, Damage::Torn(torn_bytes));
                     return;
                 }
-                step => self.take_entry(step),
+                step => self.found(step),
             }
         }
     }
 
-    fn take_entry(&mut self, step: Step) {
-        if let Step::Entry { at, end, entry } = step {
-            let entry = entry.map_err(Damage::from);
-            self.ready.push_back(Scanned { at, end, entry });
+    fn found(&mut self, step: Step) {
+        match step {
+            Step::Entry { at, end, entry } => {
+                let entry = entry.map_err(Damage::from);
+                self.ready.push_back(Scanned { at, end, entry });
+            }
+            Step::Gap { at, bytes } => self.damage(at.segment, at.offset, Damage::Gap(bytes)),
+            Step::Marked | Step::Open { .. } => {}
         }
     }
 
-    fn take(&mut self, reader: &mut Reader, step: Step) {
-        let at = reader.at;
+    fn take(&mut self, reader: &Reader, step: Step) {
+        let at = reader.at();
         match step {
             Step::Marked => {
                 self.unmarked = None;
@@ -245,11 +270,10 @@ impl Scan {
                     torn_bytes: 0,
                     marked: true,
                 });
-                reader.done = true;
             }
             Step::Open { torn_bytes } => {
                 // An empty segment behind the last one says nothing about the end.
-                let empty = at.offset == HEADER_BYTES && torn_bytes == 0;
+                let empty = at.offset == reader.begin() && torn_bytes == 0;
                 if !empty {
                     self.unmarked = Some((at.segment, at.offset));
                 }
@@ -260,9 +284,8 @@ impl Scan {
                         marked: false,
                     });
                 }
-                reader.done = true;
             }
-            step => self.take_entry(step),
+            step => self.found(step),
         }
     }
 }
@@ -276,9 +299,9 @@ impl Iterator for Scan {
                 return Some(ready);
             }
             match self.reader.take() {
-                Some(mut reader) if !reader.done => {
+                Some(mut reader) if !reader.is_done() => {
                     let step = reader.next();
-                    self.take(&mut reader, step);
+                    self.take(&reader, step);
                     self.reader = Some(reader);
                 }
                 _ => match self.open_next() {
@@ -291,105 +314,6 @@ impl Iterator for Scan {
                         self.damage(last, 0, error.into());
                     }
                 },
-            }
-        }
-    }
-}
-
-/// Reads one segment.
-#[derive(Debug)]
-struct Reader {
-    file: BufReader<File>,
-    /// Behind what was read.
-    at: JournalPosition,
-    bytes: u64,
-    done: bool,
-}
-
-enum Step {
-    Entry {
-        at: JournalPosition,
-        end: u64,
-        entry: Result<Entry, DecodeError>,
-    },
-    /// The end mark.
-    Marked,
-    /// No entry follows; so many bytes that are not zero do.
-    Open { torn_bytes: u64 },
-}
-
-impl Reader {
-    fn open(path: &Path, at: JournalPosition) -> io::Result<Reader> {
-        let mut file = File::open(path)?;
-        let bytes = file.metadata()?.len();
-        file.seek(SeekFrom::Start(at.offset))?;
-        Ok(Reader {
-            file: BufReader::with_capacity(READ_BYTES, file),
-            at,
-            bytes,
-            done: false,
-        })
-    }
-
-    fn next(&mut self) -> Step {
-        match self.frame() {
-            Some((END, payload)) if payload.is_empty() => Step::Marked,
-            Some((kind, payload)) => {
-                let at = self.at;
-                self.at.offset += FRAME_BYTES + payload.len() as u64;
-                Step::Entry {
-                    at,
-                    end: self.at.offset,
-                    entry: Entry::decode(kind, &payload),
-                }
-            }
-            None => Step::Open {
-                torn_bytes: self.torn_bytes(),
-            },
-        }
-    }
-
-    /// The frame that stands here, if one does.
-    fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
-        let rest = self.bytes.checked_sub(self.at.offset)?;
-        if rest < FRAME_BYTES {
-            return None;
-        }
-        let mut lead = [0; FRAME_BYTES as usize];
-        self.file.read_exact(&mut lead).ok()?;
-        let [a, b, c, d, e, f, g, h, kind] = lead;
-        let length = u32::from_le_bytes([a, b, c, d]);
-        let payload_bytes = u64::from(length.checked_sub(1)?);
-        if payload_bytes > rest - FRAME_BYTES {
-            return None;
-        }
-        let mut payload = vec![0; usize::try_from(payload_bytes).ok()?];
-        self.file.read_exact(&mut payload).ok()?;
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&[kind]);
-        hasher.update(&payload);
-        let whole =
-            checksum(hasher.finalize(), length, self.at) == u32::from_le_bytes([e, f, g, h]);
-        whole.then_some((kind, payload))
-    }
-
-    /// Bytes from here to the last one that is not zero.
-    fn torn_bytes(&mut self) -> u64 {
-        let mut last = 0;
-        let mut seen = 0u64;
-        let mut piece = vec![0; READ_BYTES];
-        if self.file.seek(SeekFrom::Start(self.at.offset)).is_err() {
-            return 0;
-        }
-        loop {
-            match self.file.read(&mut piece) {
-                Ok(0) | Err(_) => return last,
-                Ok(read) => {
-                    if let Some(at) = piece[..read].iter().rposition(|b| *b != 0) {
-                        last = seen + at as u64 + 1;
-                    }
-                    seen += read as u64;
-                }
             }
         }
     }

@@ -8,15 +8,15 @@ mod keeping;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use chrono::DateTime;
 use tempfile::TempDir;
 use tollgate_filters::usage::TokenUsage;
 
-use super::core::Tuning;
+use super::core::{Shared, Tuning};
 use super::disk::{Disk, RealDisk};
 use super::{Draft, Journal, Options, Progress, Recovered, Reserved};
 use crate::domain::{
@@ -206,6 +206,9 @@ struct FailingDisk {
     no_sync: AtomicBool,
     /// Syncs panic, as no disk does and a fault of ours might.
     panics: AtomicBool,
+    /// Files are never removed while this journal is locked.
+    unlocked: OnceLock<Weak<Shared>>,
+    removed: AtomicU64,
 }
 
 impl FailingDisk {
@@ -270,5 +273,13 @@ impl Disk for FailingDisk {
 
     fn sync_directory(&self, _: &Path) -> io::Result<()> {
         Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if let Some(shared) = self.unlocked.get().and_then(Weak::upgrade) {
+            assert!(shared.core.try_lock().is_some(), "the journal is locked");
+        }
+        self.removed.fetch_add(1, Ordering::Relaxed);
+        RealDisk.remove(path)
     }
 }

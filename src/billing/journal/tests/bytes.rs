@@ -243,6 +243,25 @@ fn a_journal_is_read_as_it_was_written() {
 }
 
 #[test]
+fn what_is_written_while_a_journal_is_read_is_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = small(directory.path(), None);
+    let settle = |id| journal.settled(Arc::new(record(id)));
+    settle("a");
+    settle("b");
+    let mut scan = Scan::new(&directory.path().join("journal")).unwrap();
+    let first = scan.next().unwrap().entry.unwrap();
+    // The reader has looked at the place where these come to stand.
+    settle("c");
+    settle("d");
+    let rest = scan.by_ref().map(|scanned| scanned.entry.unwrap());
+    let ids: Vec<_> = [first].into_iter().chain(rest).collect();
+    let ids: Vec<_> = ids.iter().map(Entry::request_id).collect();
+    assert_eq!(ids, ["a", "b", "c", "d"]);
+    assert_eq!(scan.tail().unwrap().torn_bytes, 0);
+}
+
+#[test]
 fn a_journal_that_is_cut_anywhere_gives_a_beginning_of_its_entries() {
     let whole = written();
     let all = entries(whole.path());

@@ -1,5 +1,7 @@
 //! A disk that is full, that fails in the middle of a write, that does not sync; a thread that dies.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::billing::journal::{JournalError, JournalFull, keeper};
 
@@ -180,6 +182,33 @@ fn after_a_failed_sync_what_matters_is_written_again() {
 }
 
 #[test]
+fn failed_syncs_are_over_when_the_disk_is_well_though_nothing_is_open() {
+    for full_meanwhile in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FailingDisk::new();
+        let (journal, _) = with_disk(directory.path(), None, disk.clone());
+        journal.settled(Arc::new(record("a")));
+        apply_all(&journal);
+        disk.set_no_sync(true);
+        disk.set_full(full_meanwhile);
+        for _ in 0..20 {
+            turn(&journal);
+            assert_eq!(journal.admit().unwrap_err(), JournalFull::Failing);
+        }
+        let state = journal.state();
+        assert!(state.segments < 8, "attempts are taken away: {state:?}");
+        disk.set_no_sync(false);
+        disk.set_full(false);
+        turn(&journal);
+        journal.admit().unwrap();
+        journal.settled(Arc::new(record("b")));
+        let (_, recovered) = small(crash(&directory).path(), None);
+        assert!(settled_ids(&recovered).contains(&"b"));
+        assert_eq!(recovered.damage, [] as [String; 0]);
+    }
+}
+
+#[test]
 fn no_watermark_while_records_have_old_and_new_places() {
     let directory = tempfile::tempdir().unwrap();
     let disk = FailingDisk::new();
@@ -207,6 +236,59 @@ fn no_watermark_while_records_have_old_and_new_places() {
     let (_, recovered) = small(crash(&directory).path(), batch.upto);
     let left: Vec<_> = (4..8).map(|n| format!("req_{n}")).collect();
     assert_eq!(settled_ids(&recovered), left);
+}
+
+#[test]
+fn what_the_database_has_without_a_watermark_can_be_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FailingDisk::new();
+    let (journal, _) = with_disk(directory.path(), None, disk.clone());
+    for id in ["a", "b"] {
+        journal.settled(Arc::new(record(id)));
+    }
+    for id in ["late", "running"] {
+        journal.sent(&draft(id, 5)).unwrap();
+    }
+    // Written again, and in the database before that has a place.
+    disk.set_no_sync(true);
+    disk.write_at_most(0);
+    journal.shared.sync();
+    journal.settled(Arc::new(record("late")));
+    let batch = journal.batch(1);
+    assert_eq!((batch.records.len(), batch.upto), (1, None));
+    let known: HashSet<String> = ["a", "late"].map(str::to_owned).into();
+
+    let after = crash(&directory);
+    disk.set_no_sync(false);
+    disk.write_at_most(u64::MAX);
+    let (journal, mut recovered) = with_disk(after.path(), None, disk.clone());
+    assert_eq!(settled_ids(&recovered), ["a", "b"]);
+    assert_eq!(unfinished_ids(&recovered), ["late", "running"]);
+    let ids: Vec<&str> = recovered.request_ids().collect();
+    assert_eq!(ids, ["a", "b", "late", "running"]);
+    journal.forget(&mut recovered, &known);
+    assert_eq!(settled_ids(&recovered), ["b"]);
+    assert_eq!(unfinished_ids(&recovered), ["running"]);
+    assert_eq!(recovered.known, 2);
+    assert_eq!((journal.len(), journal.state().open_requests), (1, 1));
+    journal.settled(Arc::new(record("new")));
+    let batch = journal.batch(9);
+    let ids: Vec<_> = batch.records.iter().map(|it| &*it.request_id).collect();
+    assert_eq!(ids, ["b", "new"]);
+    // The places of the others are what they were, also of those that are written again.
+    let first = journal.batch(1);
+    let (_, again) = small(crash(&after).path(), first.upto);
+    assert_eq!(settled_ids(&again), ["new"]);
+    assert_eq!(unfinished_ids(&again), ["running"]);
+    disk.set_no_sync(true);
+    journal.shared.sync();
+    disk.set_no_sync(false);
+    let first = journal.batch(1);
+    let (_, again) = small(crash(&after).path(), first.upto);
+    assert_eq!(settled_ids(&again), ["new"]);
+    apply_all(&journal);
+    turn(&journal);
+    assert!(journal.is_empty());
 }
 
 #[test]

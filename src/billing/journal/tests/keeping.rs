@@ -163,7 +163,8 @@ fn a_number_is_never_used_twice_even_if_segments_are_lost() {
         std::fs::remove_file(path).unwrap();
     }
     let (journal, recovered) = small(directory.path(), upto);
-    assert_eq!(recovered, Recovered::default());
+    assert_eq!(settled_ids(&recovered), [] as [&str; 0]);
+    assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
     journal.settled(Arc::new(record("new")));
     let (_, recovered) = small(crash(&directory).path(), upto);
     assert_eq!(settled_ids(&recovered), ["new"]);
@@ -183,15 +184,123 @@ fn damage_is_told_and_the_rest_is_read() {
     std::fs::write(&path, bytes).unwrap();
     let (journal, recovered) = small(after.path(), None);
     assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
-    assert!(recovered.damage[0].contains(":2:32: the rest of the segment"));
+    assert!(recovered.damage[0].contains(":2:32: "));
+    assert!(recovered.damage[0].contains(" bytes cannot be read; what follows them can"));
+    // One is lost.
     let ids = settled_ids(&recovered);
-    assert!(ids.contains(&"req_0") && ids.contains(&"req_39"));
+    assert!(ids.len() == 39 && ids.contains(&"req_0") && ids.contains(&"req_39"));
     // It is kept for people when its turn to go has come.
     apply_all(&journal);
     turn(&journal);
     assert!(path.with_extension("damaged").exists() && !path.exists());
     let (_, recovered) = small(after.path(), None);
     assert_eq!(recovered.damage, [] as [String; 0]);
+}
+
+/// A journal of six records in one segment, and where each of them ends.
+fn six() -> (TempDir, Vec<JournalPosition>) {
+    let directory = tempfile::tempdir().unwrap();
+    let (journal, _) = small(directory.path(), None);
+    let mut ends = Vec::new();
+    for n in 0..6 {
+        journal.settled(Arc::new(record(&format!("req_{n}"))));
+        ends.push(journal.batch(usize::MAX).upto.unwrap());
+    }
+    assert_eq!(segments(directory.path()).len(), 1);
+    (crash(&directory), ends)
+}
+
+/// Changes one byte of the only segment.
+fn flip(directory: &TempDir, at: u64) {
+    let path = &segments(directory.path())[0];
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[usize::try_from(at).unwrap()] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn one_damaged_record_of_the_last_segment_takes_no_other_with_it() {
+    let (_, ends) = six();
+    // Length, checksum, kind, payload of the third.
+    for at in [0, 1, 3, 4, 8, 9, 100] {
+        let (directory, _) = six();
+        let begin = ends[1].offset;
+        flip(&directory, begin + at);
+        let path = segments(directory.path())[0].clone();
+        let (journal, recovered) = small(directory.path(), None);
+        let expected = ["req_0", "req_1", "req_3", "req_4", "req_5"];
+        assert_eq!(settled_ids(&recovered), expected, "byte {at}");
+        assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
+        let gap = ends[2].offset - begin;
+        let place = format!(":1:{begin}: {gap} bytes cannot be read");
+        assert!(
+            recovered.damage[0].contains(&place),
+            "{place} {recovered:?}"
+        );
+        assert_eq!((recovered.torn_bytes, recovered.torn_at), (0, None));
+        // What comes later is written behind it and read again, and the segment is kept.
+        journal.settled(Arc::new(record("later")));
+        let (_, again) = small(crash(&directory).path(), None);
+        assert_eq!(settled_ids(&again).last(), Some(&"later"));
+        assert_eq!(again.damage, recovered.damage);
+        apply_all(&journal);
+        turn(&journal);
+        assert!(path.with_extension("damaged").exists() && !path.exists());
+    }
+}
+
+#[test]
+fn a_last_record_that_is_damaged_is_a_torn_one_until_the_database_has_it() {
+    let (directory, ends) = six();
+    flip(&directory, ends[5].offset - 20);
+    let torn = crash(&directory);
+    let (_, recovered) = small(torn.path(), Some(ends[2]));
+    assert_eq!(settled_ids(&recovered), ["req_3", "req_4"]);
+    assert_eq!(recovered.damage, [] as [String; 0]);
+    assert_eq!(recovered.torn_at, Some(ends[4]));
+    // Zeros at the end do not count.
+    let frame = ends[5].offset - ends[4].offset;
+    assert!((frame - 4..=frame).contains(&recovered.torn_bytes));
+
+    let path = segments(directory.path())[0].clone();
+    let (_, recovered) = small(directory.path(), Some(ends[5]));
+    assert_eq!(settled_ids(&recovered), [] as [&str; 0]);
+    assert_eq!((recovered.torn_bytes, recovered.torn_at), (0, None));
+    assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
+    assert!(recovered.damage[0].contains(":1:") && recovered.damage[0].contains("ends here"));
+    // It is not forgotten by another start.
+    let (journal, recovered) = small(directory.path(), Some(ends[5]));
+    assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
+    journal.settled(Arc::new(record("later")));
+    apply_all(&journal);
+    turn(&journal);
+    assert!(path.with_extension("damaged").exists() && !path.exists());
+}
+
+#[test]
+fn nobody_waits_while_files_are_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FailingDisk::new();
+    let (journal, _) = with_disk(directory.path(), None, disk.clone());
+    disk.unlocked.set(Arc::downgrade(&journal.shared)).unwrap();
+    let removed = || disk.removed.swap(0, Ordering::Relaxed);
+    // More room than anybody needs.
+    let rooms: Vec<_> = (0..100).map(|_| journal.admit().unwrap()).collect();
+    drop(rooms);
+    turn(&journal);
+    assert!(removed() > 5, "spare files");
+    for n in 0..100 {
+        journal.settled(Arc::new(record(&format!("req_{n}"))));
+    }
+    apply_all(&journal);
+    turn(&journal);
+    assert!(removed() > 5, "segments that are applied");
+    disk.set_no_sync(true);
+    journal.settled(Arc::new(record("again")));
+    for _ in 0..5 {
+        journal.shared.sync();
+    }
+    assert!(removed() > 2, "segments written in vain");
 }
 
 #[test]
