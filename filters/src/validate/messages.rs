@@ -52,10 +52,10 @@ pub struct MessagesRequest<'a> {
     pub max_tokens_spans: Vec<Range<usize>>,
     /// `metadata.user_id`; see [`crate::affinity::claude::UserId`].
     pub user_id: Option<Cow<'a, str>>,
-    /// `system`, as it stands in the body.
-    pub system: Field<'a>,
-    /// `messages`, as it stands in the body.
-    pub messages: Field<'a>,
+    /// `system`, as it stands in the body; empty without one.
+    pub system: &'a [u8],
+    /// `messages`, as it stands in the body; empty without one.
+    pub messages: &'a [u8],
     /// Whether the model is asked to think, whichever way.
     pub thinking: bool,
     /// Whether there is a tool.
@@ -75,7 +75,7 @@ pub struct MessagesRequest<'a> {
 impl MessagesRequest<'_> {
     /// Whether `system` is there, even when it says nothing.
     pub fn has_system(&self) -> bool {
-        self.system.is_present()
+        !self.system.is_empty()
     }
 }
 
@@ -142,13 +142,13 @@ pub fn messages(body: &[u8]) -> Result<MessagesRequest<'_>, Invalid> {
             b"service_tier" => request.service_tier = cursor.value()?.text().and_then(filled),
             b"speed" => request.speed = cursor.value()?.text().and_then(filled),
             b"system" => {
-                request.system = field(body, &mut cursor, |cursor| cursor.value().map(drop))?
+                cursor.value()?;
+                request.system = &body[start..cursor.at()];
             }
             b"messages" => {
                 let mut last = Last::default();
-                request.messages = field(body, &mut cursor, |cursor| {
-                    content::messages(cursor, &mut |step| last.take(step))
-                })?;
+                content::messages(&mut cursor, &mut |step| last.take(step))?;
+                request.messages = &body[start..cursor.at()];
                 (request.last, blocks) = (last.message, last.hosted);
             }
             b"tools" => request.has_tools = request.hosted.read_tools(&mut cursor)?,
@@ -189,29 +189,6 @@ fn note(spans: &mut Vec<Range<usize>>, span: Range<usize>) {
     if spans.len() <= MODEL_SPANS {
         spans.push(span);
     }
-}
-
-/// The value at the cursor, which `read` reads over.
-fn field<'a>(
-    body: &'a [u8],
-    cursor: &mut Cursor<'a>,
-    read: impl FnOnce(&mut Cursor<'a>) -> Result<(), Malformed>,
-) -> Result<Field<'a>, Malformed> {
-    let start = cursor.start();
-    read(cursor)?;
-    let bytes = &body[start..cursor.at()];
-    Ok(match bytes.first() {
-        Some(b'[') => Field::Array(bytes),
-        Some(b'{') => Field::Object(bytes),
-        // A scalar: cheap to read again.
-        _ => match Cursor::new(bytes).value()?.into() {
-            Field::String { raw, span } => Field::String {
-                raw,
-                span: span.start + start..span.end + start,
-            },
-            field => field,
-        },
-    })
 }
 
 /// The last string called `name` in the object at the cursor; `None` for anything else.

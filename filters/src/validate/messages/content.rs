@@ -41,13 +41,6 @@ pub(crate) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    fn plain(text: Text<'a>) -> Self {
-        Block {
-            text: Some(text),
-            ..Block::default()
-        }
-    }
-
     fn is(&self, kind: &[u8]) -> bool {
         self.kind.is_some_and(|text| *text.name() == *kind)
     }
@@ -108,7 +101,11 @@ pub(crate) fn content<'a>(
 ) -> Result<(), Malformed> {
     if !cursor.array()? {
         if let Some(text) = cursor.value()?.text() {
-            tell(&Block::plain(text));
+            let text = Some(text);
+            tell(&Block {
+                text,
+                ..Block::default()
+            });
         }
         return Ok(());
     }

@@ -89,15 +89,12 @@ fn gives_what_decides() {
     assert_eq!(at(&request.max_tokens_spans), ["5", "1024.0"]);
     assert_eq!(request.max_tokens, Some(1024));
     assert!(request.stream && request.thinking && request.has_tools && request.has_system());
-    assert_eq!(request.system, Field::Null);
+    assert_eq!(request.system, b"null");
     assert_eq!(request.user_id.as_deref(), Some(r#"{"a":1}"#));
     assert_eq!(request.effort.as_deref(), Some("max"));
     assert_eq!(request.service_tier.as_deref(), Some("auto"));
     assert_eq!(request.speed, None);
-    assert_eq!(
-        request.messages.raw(),
-        br#"[{"role":"user","content":"hi"}]"#
-    );
+    assert_eq!(request.messages, br#"[{"role":"user","content":"hi"}]"#);
     assert!(request.last.is_real_user());
     assert_eq!(request.hosted, Hosted::default());
 
@@ -116,14 +113,6 @@ fn gives_what_decides() {
         let request = messages(body.as_bytes()).unwrap();
         assert_eq!(request.max_tokens, expected, "{max_tokens}");
     }
-}
-
-#[test]
-fn a_system_text_is_found_where_it_stands() {
-    let body = br#"{"model":"m","system": "be \u006bind"}"#;
-    let system = messages(body).unwrap().system;
-    assert_eq!(&body[system.span().unwrap()], br#""be \u006bind""#);
-    assert_eq!(system.as_str().unwrap(), "be kind");
 }
 
 #[test]
@@ -285,7 +274,7 @@ proptest! {
             prop_assert_eq!(request.stream, stream);
             prop_assert_eq!(request.user_id.as_deref(), user_id.as_deref());
             prop_assert_eq!(request.last, last);
-            prop_assert_eq!(serde_json::from_slice::<Tree>(request.messages.raw()).unwrap(), body["messages"].clone());
+            prop_assert_eq!(serde_json::from_slice::<Tree>(request.messages).unwrap(), body["messages"].clone());
         }
     }
 
