@@ -2,8 +2,10 @@
 
 pub mod affinity;
 pub mod body;
+pub mod client;
 pub mod credential;
 pub mod headers;
+pub mod intercept;
 mod json;
 pub mod passthrough;
 pub mod peek;
