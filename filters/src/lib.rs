@@ -1,6 +1,7 @@
 //! Filters know bytes, not people: everything Tollgate decides from a request or response alone.
 
 pub mod affinity;
+pub mod beta;
 pub mod body;
 pub mod credential;
 pub mod headers;
