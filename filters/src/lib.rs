@@ -9,6 +9,7 @@ mod json;
 pub mod passthrough;
 pub mod peek;
 pub mod reply;
+pub mod rewrite;
 pub mod route;
 pub mod sse;
 pub mod usage;
