@@ -8,6 +8,7 @@ pub mod headers;
 mod json;
 pub mod passthrough;
 pub mod peek;
+pub mod repair;
 pub mod reply;
 pub mod rewrite;
 pub mod route;
