@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::json::{Cursor, Malformed, Text, Value};
 use crate::rewrite::anthropic::numbers;
-use crate::rewrite::{Edits, Members};
+use crate::rewrite::{Edits, MOST_EDITS, Members};
 
 /// What is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -231,6 +231,9 @@ impl Thinking {
             }
             (kept, gone) = (kept || keep, gone || !keep);
             self.remove(members.end(start..end, keep));
+            if self.edits.len() > MOST_EDITS {
+                return Err(Malformed);
+            }
         }
         self.remove(members.close());
         Ok(kept || !gone)

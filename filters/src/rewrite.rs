@@ -7,6 +7,10 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
+/// Most edits that are looked for in one body: each costs memory, more than the bytes it is about. No client
+/// writes a request that needs as many.
+pub(crate) const MOST_EDITS: usize = 65_536;
+
 /// These bytes give way to others, or to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {

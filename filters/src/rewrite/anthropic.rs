@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use memchr::memmem;
 
-use super::{Edits, Members};
+use super::{Edits, MOST_EDITS, Members};
 use crate::json::{Cursor, Malformed, Value};
+use crate::peek::MODEL_SPANS;
 
 /// Cache marks that the API takes in one request
 /// (<https://platform.claude.com/docs/en/build-with-claude/prompt-caching>).
@@ -31,20 +32,24 @@ pub fn dated_model(short: &str) -> Option<&'static str> {
 }
 
 /// Sets `max_tokens` to `limit` where the request asks for more; every occurrence of the key, so that no reader
-/// can come to another limit. No edit for a body that is not JSON or has no such number.
-pub fn max_tokens(body: &[u8], limit: u64) -> Edits {
+/// can come to another limit. No edit where it is no number, which the API refuses.
+///
+/// `None` for a body that cannot be held to a limit, because the key is given more than [`MODEL_SPANS`] times or it
+/// is not JSON: refuse it.
+pub fn max_tokens(body: &[u8], limit: u64) -> Option<Edits> {
     let mut edits = Edits::default();
-    if let Ok(Some((spans, asked))) = numbers(body, b"max_tokens")
+    if let Some((spans, asked)) = numbers(body, b"max_tokens").ok()?
         && asked > limit as f64
     {
         edits.number(&spans, limit);
     }
-    edits
+    Some(edits)
 }
 
 /// Where the values of a top-level key stand, and the number that the last of them is.
 pub(crate) type Numbers = Option<(Vec<Range<usize>>, f64)>;
 
+/// A key that is given more than [`MODEL_SPANS`] times is as bad as malformed.
 pub(crate) fn numbers(object: &[u8], name: &[u8]) -> Result<Numbers, Malformed> {
     let mut cursor = Cursor::new(object);
     let mut spans = Vec::new();
@@ -56,6 +61,9 @@ pub(crate) fn numbers(object: &[u8], name: &[u8]) -> Result<Numbers, Malformed> 
                 Value::Number(digits) => std::str::from_utf8(digits).ok(),
                 _ => None,
             };
+            if spans.len() == MODEL_SPANS {
+                return Err(Malformed);
+            }
             spans.push(start..cursor.at());
         }
     }
@@ -71,7 +79,7 @@ pub(crate) fn numbers(object: &[u8], name: &[u8]) -> Result<Numbers, Malformed> 
 /// - cache marks beyond [`MOST_CACHE_MARKS`], counting all that it counts: from the messages front to back, then
 ///   from `system` back to front, then from the tools front to back.
 ///
-/// None where none of it applies, or the body is not JSON. Blocks of unknown types, and what tools are called
+/// None where none of it applies, where there is more of it than any client writes, or the body is not JSON. Blocks of unknown types, and what tools are called
 /// with, are not looked into.
 pub fn tidy(body: &[u8]) -> Edits {
     let mut tidy = Tidy::default();
@@ -216,6 +224,9 @@ impl Tidy {
             }
             (any, kept) = (true, kept || keep);
             self.removed.extend(members.end(start..cursor.at(), keep));
+            if self.removed.len() + self.marks.len() > MOST_EDITS {
+                return Err(Malformed);
+            }
         }
         self.removed.extend(members.close());
         Ok(kept || !any)

@@ -44,12 +44,27 @@ fn output_limits_are_lowered_only() {
         (r#"{"max_tokens":null}"#, r#"{"max_tokens":null}"#),
         ("{}", "{}"),
         ("[100]", "[100]"),
-        (r#"{"max_tokens":100"#, r#"{"max_tokens":100"#),
     ];
     for (body, expected) in rows {
         let bytes = Bytes::from_static(body.as_bytes());
-        assert_eq!(max_tokens(&bytes, 50).joined(&bytes), expected, "{body}");
+        let edits = max_tokens(&bytes, 50).unwrap();
+        assert_eq!(edits.joined(&bytes), expected, "{body}");
     }
+    let repeated = |times: usize| format!("{{{}}}", [r#""max_tokens":9"#].repeat(times).join(","));
+    assert!(max_tokens(repeated(8).as_bytes(), 5).is_some());
+    assert_eq!(max_tokens(repeated(9).as_bytes(), 5), None);
+    assert_eq!(max_tokens(br#"{"max_tokens":100"#, 50), None);
+}
+
+#[test]
+fn more_than_any_client_writes_is_left_alone() {
+    let body = |blocks: usize| {
+        let block = r#"{"type":"text","text":""}"#;
+        let blocks = [block].repeat(blocks).join(",");
+        format!(r#"{{"messages":[{{"content":["a",{blocks}]}}]}}"#)
+    };
+    assert_eq!(tidy(body(MOST_EDITS).as_bytes()).len(), MOST_EDITS);
+    assert!(tidy(body(MOST_EDITS + 1).as_bytes()).is_empty());
 }
 
 /// In each row the mark `!` stands for a cache mark as the last member, `?` for one as the first.
