@@ -12,9 +12,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::edits::anthropic::numbers;
+use crate::edits::{Edits, MOST_EDITS, Members};
 use crate::json::{Cursor, Malformed, Text, Value};
-use crate::rewrite::anthropic::numbers;
-use crate::rewrite::{Edits, MOST_EDITS, Members};
 
 /// What is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tollgate_filters::rewrite::anthropic::tidy;
+use tollgate_filters::edits::anthropic::tidy;
 
 /// A conversation of 400 KiB with this many cache marks.
 fn conversation(marks: usize) -> Bytes {
