@@ -143,6 +143,7 @@ fn main() {
         directory: directory.path().join("journal"),
         segment_bytes: SEGMENT_BYTES,
         sync_interval: SYNC_INTERVAL,
+        database: 0,
     };
     let journal = match Journal::open(options, None) {
         Ok((journal, _)) => journal,

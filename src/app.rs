@@ -200,6 +200,7 @@ impl App {
             // which is better than to be taken off twice.
             let reversed = store.last_entry().await?;
             let kept = Kept {
+                database: store.database_id(),
                 applied: store.watermark().await?,
                 account_usage: store.account_usage().await?,
                 reversed,
@@ -216,7 +217,8 @@ impl App {
         })?;
         let quotas = AccountQuotas::loaded(kept.account_usage, &directory);
         let snapshot = Snapshot::new(directory, &prices.load());
-        let (journal, mut recovered) = Journal::open(journal_options(&config), kept.applied)?;
+        let (journal, mut recovered) =
+            Journal::open(journal_options(&config, kept.database), kept.applied)?;
         let ids: Vec<String> = recovered.request_ids().map(str::to_owned).collect();
         let known = runtime.block_on(store.known_requests(&ids))?;
         journal.forget(&mut recovered, &known);
@@ -423,16 +425,18 @@ impl App {
 
 /// What the database says that only the start needs.
 struct Kept {
+    database: u64,
     applied: Option<JournalPosition>,
     account_usage: Vec<(AccountId, AccountUsage)>,
     reversed: i64,
 }
 
-fn journal_options(config: &Config) -> journal::Options {
+fn journal_options(config: &Config, database: u64) -> journal::Options {
     journal::Options {
         directory: config.data_dir.join("journal"),
         segment_bytes: config.billing.journal.segment_bytes,
         sync_interval: config.billing.journal.sync_interval,
+        database,
     }
 }
 

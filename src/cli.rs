@@ -56,7 +56,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the proxy until SIGTERM or SIGINT, then drain and exit. SIGHUP re-reads the configuration.
     #[command(after_help = "\
-        With OPENAI_API_KEY (or ANTHROPIC_API_KEY, GEMINI_API_KEY: stored, but not served by this \
+        With OPENAI_API_KEY or ANTHROPIC_API_KEY (or GEMINI_API_KEY: stored, but not served by this \
         version) set and nothing stored yet, a group, an account, a user `default` and a key are \
         made and the key is printed once.")]
     Serve,

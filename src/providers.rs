@@ -1,6 +1,7 @@
 //! What differs from provider to provider: addresses, credentials, headers. Data and small
 //! functions, not a framework.
 
+pub mod anthropic;
 pub mod egress;
 pub mod openai;
 pub mod resolve;

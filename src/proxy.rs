@@ -3,6 +3,7 @@
 
 pub mod access_log;
 pub mod answer;
+pub mod asked;
 pub mod attempt;
 pub mod choice;
 pub mod conditions;
@@ -18,6 +19,7 @@ pub mod intake;
 pub mod metrics;
 pub mod models;
 pub mod money;
+pub mod observe;
 pub mod peer;
 pub mod read;
 pub mod relay;
@@ -52,6 +54,7 @@ use crate::providers::resolve::Resolver;
 use crate::scheduler::Scheduler;
 use crate::state::LiveState;
 use crate::storage::KeyHasher;
+use attempt::NotSent;
 use contain::{Panicked, contain};
 use context::{Context, RequestIds};
 use egress::Egress;
@@ -190,11 +193,17 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         let prepared = attempt::prepare(upstream_request, ctx)?;
-        if let Err(error) = prepared {
-            log::error!("the journal cannot be written, the request is not sent: {error}");
-            return Err(peer::unserved(ctx, errors::records_unwritable()));
+        match prepared {
+            Ok(()) => Ok(()),
+            Err(NotSent::Journal(error)) => {
+                log::error!("the journal cannot be written, the request is not sent: {error}");
+                Err(peer::unserved(ctx, errors::records_unwritable()))
+            }
+            // No other account is asked: what the operator does not allow is a mistake of the client's.
+            Err(NotSent::Beta(blocked)) => {
+                Err(peer::unserved(ctx, errors::invalid(blocked.message)))
+            }
         }
-        Ok(())
     }
 
     /// The upstream's header: how its answer is treated, and what of it the client gets.

@@ -1,6 +1,7 @@
 //! The sticky key a request carries, if any: what ties the requests of one conversation to the account that has its
 //! prompt cache. Use it before choosing an account.
 
+pub mod claude;
 mod seed;
 
 pub use seed::Seed;

@@ -2,8 +2,9 @@
 //!
 //! Both directions are allow-lists: what is not named here stays here, so credentials, cookies,
 //! forwarding and hop-by-hop headers need no list of their own. The headers an account adds
-//! (its credential, its options) are the providers' business.
+//! (its credential, its options) are the providers' business. [`anthropic`] has that platform's lists.
 
+pub mod anthropic;
 mod client_ip;
 mod framing;
 
@@ -32,10 +33,17 @@ fn is_openai_request(name: &HeaderName) -> bool {
 
 /// The client's request headers that an OpenAI upstream may see.
 pub fn openai_request(from: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    allowed(from, is_openai_request)
+}
+
+/// The client's request headers that a list allows and that are more than its connection's matter.
+fn allowed(
+    from: &HeaderMap,
+    list: fn(&HeaderName) -> bool,
+) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     let nominates = from.contains_key(CONNECTION);
-    from.iter().filter(move |(name, _)| {
-        is_openai_request(name) && !(nominates && is_nominated(from, name.as_str()))
-    })
+    from.iter()
+        .filter(move |(name, _)| list(name) && !(nominates && is_nominated(from, name.as_str())))
 }
 
 /// Whether the client's `Connection` header makes `name` a matter of its own connection only.
@@ -53,6 +61,15 @@ fn is_nominated(headers: &HeaderMap, name: &str) -> bool {
 /// The upstream's `x-request-id` is not: that name is ours, and the upstream's id is returned under
 /// another.
 pub fn is_response_header_allowed(name: &HeaderName) -> bool {
+    is_common_response(name)
+        || matches!(
+            name.as_str(),
+            "openai-processing-ms" | "openai-version" | "x-codex-turn-state"
+        )
+}
+
+/// What any upstream's answer may show (SPEC 9.0).
+fn is_common_response(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "cache-control"
@@ -64,12 +81,9 @@ pub fn is_response_header_allowed(name: &HeaderName) -> bool {
             | "expires"
             | "last-modified"
             | "location"
-            | "openai-processing-ms"
-            | "openai-version"
             | "retry-after"
             | "vary"
             | "www-authenticate"
-            | "x-codex-turn-state"
             | "x-ratelimit-limit-requests"
             | "x-ratelimit-limit-tokens"
             | "x-ratelimit-remaining-requests"

@@ -4,11 +4,14 @@
 //! that its library raises the exception it would raise for the provider itself.
 
 pub mod errors;
+mod keep_alive;
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+
+pub use self::keep_alive::keep_alive;
 
 use crate::route::Dialect;
 
@@ -69,6 +72,14 @@ impl ErrorReply {
         }
     }
 
+    /// The body of the reply, as JSON, with our id of the request where the dialect has a place for it.
+    pub fn body_for(&self, dialect: Dialect, request_id: &str) -> Bytes {
+        match dialect {
+            Dialect::Anthropic => Bytes::from(self.anthropic(Some(request_id)).to_string()),
+            Dialect::OpenAi | Dialect::Google => self.body(dialect),
+        }
+    }
+
     /// The body of the reply, as JSON.
     pub fn body(&self, dialect: Dialect) -> Bytes {
         let body = match dialect {
@@ -78,10 +89,18 @@ impl ErrorReply {
                 "param": null,
                 "code": self.code,
             }}),
-            Dialect::Anthropic => self.anthropic(),
+            Dialect::Anthropic => self.anthropic(None),
             Dialect::Google => self.google(),
         };
         Bytes::from(body.to_string())
+    }
+
+    /// The same as [`Self::event`], with our id of the request where the dialect has a place for it.
+    pub fn event_for(&self, dialect: Dialect, request_id: &str) -> Bytes {
+        match dialect {
+            Dialect::Anthropic => frame("event: error\n", &self.anthropic(Some(request_id))),
+            Dialect::OpenAi | Dialect::Google => self.event(dialect),
+        }
     }
 
     /// The error as an event of a stream that has begun, with the empty line that ends it.
@@ -104,19 +123,26 @@ impl ErrorReply {
                     },
                 }),
             ),
-            Dialect::Anthropic => ("event: error\n", self.anthropic()),
+            Dialect::Anthropic => ("event: error\n", self.anthropic(None)),
             Dialect::Google => ("", self.google()),
         };
-        Bytes::from(format!("{name}data: {data}\n\n"))
+        frame(name, &data)
     }
 
-    fn anthropic(&self) -> Value {
+    /// Types by status: <https://platform.claude.com/docs/en/api/errors>.
+    fn anthropic(&self, request_id: Option<&str>) -> Value {
         let kind = match (self.anthropic_kind, self.status) {
             (Some(kind), _) => kind,
             (None, 404) => "not_found_error",
+            (None, 413) => "request_too_large",
+            (None, 529) => "overloaded_error",
             (None, _) => self.kind,
         };
-        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+        let mut body = json!({"type": "error", "error": {"type": kind, "message": self.message}});
+        if let Some(id) = request_id {
+            body["request_id"] = Value::from(id);
+        }
+        body
     }
 
     fn google(&self) -> Value {
@@ -132,6 +158,13 @@ impl ErrorReply {
         json!({"error": {"code": self.status, "message": self.message, "status": status}})
     }
 }
+
+fn frame(name: &str, data: &Value) -> Bytes {
+    Bytes::from(format!("{name}data: {data}\n\n"))
+}
+
+#[cfg(test)]
+mod anthropic_tests;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,9 @@
 //! The first filter of every request. Even a "no" carries a [`Dialect`], so that a client's library
 //! can read the error of a path that does not exist.
 
-use http::Method;
+use http::{HeaderMap, Method};
+
+use crate::headers::anthropic;
 
 /// The wire format a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +36,10 @@ pub enum Endpoint {
     Responses,
     /// `GET /v1/responses`: the Responses API over a WebSocket.
     ResponsesSocket,
+    /// `POST /v1/messages`.
+    Messages,
+    /// `POST /v1/messages/count_tokens`.
+    CountTokens,
     /// `GET /v1/models`.
     Models,
     /// `GET /v1/usage`: what a key has used and has left.
@@ -46,6 +52,8 @@ impl Endpoint {
         match self {
             Endpoint::Responses => "responses",
             Endpoint::ResponsesSocket => "responses_ws",
+            Endpoint::Messages => "messages",
+            Endpoint::CountTokens => "count_tokens",
             Endpoint::Models => "models",
             Endpoint::Usage => "usage",
         }
@@ -86,6 +94,8 @@ pub enum RouteError {
 }
 
 const RESPONSES: &str = "/v1/responses";
+const MESSAGES: &str = "/v1/messages";
+const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
 const MODELS: &str = "/v1/models";
 const USAGE: &str = "/v1/usage";
 
@@ -100,14 +110,28 @@ pub fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, RouteError
     if trimmed == MODELS {
         return match *method {
             Method::GET => Ok(found(Endpoint::Models, "", MODELS)),
-            _ => Err(not_allowed("GET")),
+            _ => Err(not_allowed(dialect, "GET")),
         };
     }
     if trimmed == USAGE || trimmed == "/usage" {
         return match *method {
             Method::GET => Ok(found(Endpoint::Usage, "", USAGE)),
-            _ => Err(not_allowed("GET")),
+            _ => Err(not_allowed(dialect, "GET")),
         };
+    }
+    for (path, endpoint) in [
+        (MESSAGES, Endpoint::Messages),
+        (COUNT_TOKENS, Endpoint::CountTokens),
+    ] {
+        if trimmed == path {
+            return match *method {
+                Method::POST => Ok(Route {
+                    dialect,
+                    ..found(endpoint, "", path)
+                }),
+                _ => Err(not_allowed(dialect, "POST")),
+            };
+        }
     }
     let Some(subpath) = below_responses(trimmed) else {
         return Err(RouteError::NotFound { dialect });
@@ -115,8 +139,8 @@ pub fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, RouteError
     match *method {
         Method::POST => Ok(found(Endpoint::Responses, subpath, RESPONSES)),
         Method::GET if subpath.is_empty() => Ok(found(Endpoint::ResponsesSocket, "", RESPONSES)),
-        _ if subpath.is_empty() => Err(not_allowed("GET, POST")),
-        _ => Err(not_allowed("POST")),
+        _ if subpath.is_empty() => Err(not_allowed(dialect, "GET, POST")),
+        _ => Err(not_allowed(dialect, "POST")),
     }
 }
 
@@ -129,10 +153,18 @@ fn found<'p>(endpoint: Endpoint, subpath: &'p str, path: &'static str) -> Route<
     }
 }
 
-fn not_allowed(allow: &'static str) -> RouteError {
-    RouteError::MethodNotAllowed {
-        dialect: Dialect::OpenAi,
-        allow,
+fn not_allowed(dialect: Dialect, allow: &'static str) -> RouteError {
+    RouteError::MethodNotAllowed { dialect, allow }
+}
+
+impl Endpoint {
+    /// The dialect of the answer to a request with these headers, where `dialect` is that of its path: one
+    /// path is shared by the libraries of several providers, and their headers tell them apart.
+    pub fn dialect(self, dialect: Dialect, headers: &HeaderMap) -> Dialect {
+        match self {
+            Endpoint::Models if headers.contains_key(anthropic::VERSION) => Dialect::Anthropic,
+            _ => dialect,
+        }
     }
 }
 
@@ -195,7 +227,7 @@ mod tests {
 
     #[test]
     fn known_paths() {
-        use Endpoint::{Models, Responses, ResponsesSocket, Usage};
+        use Endpoint::{CountTokens, Messages, Models, Responses, ResponsesSocket, Usage};
         #[rustfmt::skip]
         let rows = [
             ("POST", "/v1/responses", Responses, "", RESPONSES),
@@ -209,6 +241,9 @@ mod tests {
             ("GET", "/v1/responses", ResponsesSocket, "", RESPONSES),
             ("GET", "/v1/responses/", ResponsesSocket, "", RESPONSES),
             ("GET", "/responses", ResponsesSocket, "", RESPONSES),
+            ("POST", "/v1/messages", Messages, "", MESSAGES),
+            ("POST", "/v1/messages/", Messages, "", MESSAGES),
+            ("POST", "/v1/messages/count_tokens", CountTokens, "", COUNT_TOKENS),
             ("GET", "/v1/models", Models, "", MODELS),
             ("GET", "/v1/usage", Usage, "", USAGE),
             ("GET", "/v1/usage/", Usage, "", USAGE),
@@ -220,7 +255,11 @@ mod tests {
             assert_eq!(route.endpoint, endpoint, "{method} {path}");
             assert_eq!(route.subpath, subpath, "{method} {path}");
             assert_eq!(route.path, record_path, "{method} {path}");
-            assert_eq!(route.dialect, Dialect::OpenAi, "{method} {path}");
+            let dialect = match endpoint {
+                Messages | CountTokens => Dialect::Anthropic,
+                _ => Dialect::OpenAi,
+            };
+            assert_eq!(route.dialect, dialect, "{method} {path}");
         }
     }
 
@@ -250,8 +289,9 @@ mod tests {
             ("GET", "/v1/usage/today", OpenAi),
             ("GET", "/v1/usages", OpenAi),
             ("GET", "/v1/models/gpt-5", OpenAi),
-            ("POST", "/v1/messages", Anthropic),
-            ("POST", "/v1/messages/count_tokens", Anthropic),
+            ("POST", "/v1/messages/batches", Anthropic),
+            ("POST", "/v1/messages/count_tokens/x", Anthropic),
+            ("POST", "/messages", OpenAi),
             ("POST", "/antigravity/v1/messages", Anthropic),
             ("GET", "/v1beta/models", Google),
             ("POST", "/v1beta/models/gemini-2.5-pro:generateContent", Google),
@@ -280,10 +320,12 @@ mod tests {
             ("POST", "/v1/usage", "GET"),
             ("HEAD", "/usage", "GET"),
             ("BREW", "/v1/models", "GET"),
+            ("GET", "/v1/messages", "POST"),
+            ("GET", "/v1/messages/count_tokens", "POST"),
         ];
         for (method, path, allow) in rows {
             let method: Method = method.parse().unwrap();
-            let dialect = Dialect::OpenAi;
+            let dialect = dialect(path);
             assert_eq!(
                 route(&method, path),
                 Err(RouteError::MethodNotAllowed { dialect, allow }),
@@ -293,9 +335,22 @@ mod tests {
     }
 
     #[test]
+    fn headers_tell_the_dialects_of_one_path_apart() {
+        let mut headers = HeaderMap::new();
+        let asked = |headers: &HeaderMap| Endpoint::Models.dialect(Dialect::OpenAi, headers);
+        assert_eq!(asked(&headers), Dialect::OpenAi);
+        headers.insert(anthropic::VERSION, anthropic::DEFAULT_VERSION);
+        assert_eq!(asked(&headers), Dialect::Anthropic);
+        let other = Endpoint::Responses.dialect(Dialect::OpenAi, &headers);
+        assert_eq!(other, Dialect::OpenAi);
+    }
+
+    #[test]
     fn labels_are_bounded_names() {
         assert_eq!(Endpoint::Responses.as_str(), "responses");
         assert_eq!(Endpoint::ResponsesSocket.as_str(), "responses_ws");
+        assert_eq!(Endpoint::Messages.as_str(), "messages");
+        assert_eq!(Endpoint::CountTokens.as_str(), "count_tokens");
         assert_eq!(Endpoint::Models.as_str(), "models");
         assert_eq!(Endpoint::Usage.as_str(), "usage");
         assert_eq!(Dialect::OpenAi.as_str(), "openai");

@@ -1,6 +1,7 @@
 //! Token counts as providers report them, and what else an answer says about itself. One file per dialect reads them
 //! from events or JSON.
 
+pub mod anthropic;
 pub mod openai;
 
 /// Token counts of one request, by price class. The classes do not overlap.

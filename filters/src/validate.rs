@@ -1,6 +1,8 @@
 //! What a request body must have before anything is done for it: the checks of each endpoint, in their order, with
 //! their messages. Use [`responses`] on the body of `POST /v1/responses`.
 
+pub mod messages;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;

@@ -11,14 +11,16 @@ mod policy;
 mod retry_after;
 mod stream;
 mod table;
+mod too_long;
 mod windows;
 mod words;
 
 pub use effect::{Effect, LimitScope, LimitSource, Strike};
-pub use message::{LONGEST_REASON, is_openai_error, upstream_message};
+pub use message::{LONGEST_REASON, is_anthropic_error, is_openai_error, upstream_message};
 pub use policy::{ErrorPolicy, TempRule};
 pub use retry_after::LONGEST_REST;
-pub use windows::{CodexUsage, CodexWindow, SessionStatus, SessionWindow};
+pub use too_long::is_prompt_too_long;
+pub use windows::{CodexUsage, CodexWindow, SessionStatus, SessionWindow, weekly_use};
 
 use std::time::{Duration, SystemTime};
 

@@ -138,10 +138,10 @@ pub async fn seed(
         println!("API key {name} (shown once): {}", key.expose());
     }
     for (platform, _) in &found {
-        if *platform != Platform::OpenAi {
+        if !matches!(platform, Platform::OpenAi | Platform::Anthropic) {
             println!(
-                "The {platform} account is stored, but this version serves groups of platform \
-                 openai only."
+                "The {platform} account is stored, but this version serves groups of platforms \
+                 openai and anthropic only."
             );
         }
     }
@@ -149,10 +149,21 @@ pub async fn seed(
         .generated_keys
         .iter()
         .find(|(name, _)| name.as_str() == default_key_name(Platform::OpenAi));
-    if let (Some(address), Some((_, key))) = (address, openai) {
+    if let (Some(address), Some((_, key))) = (&address, openai) {
         println!(
             "Try it:\n  curl {address}/v1/responses -H 'Authorization: Bearer {}' \
              -H 'Content-Type: application/json' -d '{{\"model\":\"gpt-5-mini\",\"input\":\"Hello!\"}}'",
+            key.expose()
+        );
+    }
+    let anthropic = report
+        .generated_keys
+        .iter()
+        .find(|(name, _)| name.as_str() == default_key_name(Platform::Anthropic));
+    if let (Some(address), Some((_, key))) = (address, anthropic) {
+        println!(
+            "Try it:\n  curl {address}/v1/messages -H 'x-api-key: {}' -H 'Content-Type: application/json' \
+             -d '{{\"model\":\"claude-haiku-4-5\",\"max_tokens\":256,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'",
             key.expose()
         );
     }

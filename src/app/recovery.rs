@@ -13,7 +13,7 @@ use crate::billing::journal::{Journal, Recovered, Unfinished};
 use crate::billing::pricing::ServiceTier;
 use crate::billing::quote::{Quote, Used};
 use crate::config::Reservation;
-use crate::domain::{BillingType, Money, UsageRecord, UsageSource};
+use crate::domain::{BillingType, Money, Platform, UsageRecord, UsageSource};
 use crate::proxy::snapshot::Snapshot;
 
 /// Takes up what was left. Nothing serves yet; `now` is when the unfinished requests are taken to have
@@ -27,7 +27,7 @@ pub fn take_up(
     now: DateTime<Utc>,
 ) {
     for problem in &recovered.damage {
-        log::error!("the journal is damaged: {problem}");
+        log::error!("in the journal: {problem}");
     }
     if let Some(at) = recovered.torn_at {
         log::info!(
@@ -73,6 +73,8 @@ fn settle(
     let mut record = draft.record;
     let progress = progress.unwrap_or_default();
     (record.tokens, record.usage_source) = match progress.usage {
+        // Its output is counted at the end only: until then it is what was seen of it.
+        Some(usage) if record.platform == Platform::Anthropic => (usage, UsageSource::Estimated),
         Some(usage) => (usage, UsageSource::Reported),
         None => (
             estimated(progress.output_bytes, draft.body_len),

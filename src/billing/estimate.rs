@@ -36,6 +36,15 @@ pub fn estimated(output_bytes: u64, body_len: u64) -> TokenUsage {
     }
 }
 
+/// What was reported of an answer that broke off before it could count its output: the output is at least what was
+/// seen of it comes to.
+pub fn with_output(reported: TokenUsage, output_bytes: u64) -> TokenUsage {
+    TokenUsage {
+        output: reported.output.max(output_bytes.div_ceil(BYTES_PER_TOKEN)),
+        ..reported
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,10 +21,11 @@
 //! that failed everything that still matters is written anew into another segment, because nobody can
 //! know what the device has.
 //!
-//! Files: [`entry`] what is said, [`codec`] as bytes, [`frame`] as they stand in a segment, `log` the
+//! Files: `apart` what another database's journal left, [`entry`] what is said, [`codec`] as bytes, [`frame`] as they stand in a segment, `log` the
 //! segments being written, `queue` what the database gets, `open_requests` what has to be carried
 //! forward, `keeper` the thread, `reader`, `scan` and `replay` reading, `disk` the file system.
 
+mod apart;
 pub mod codec;
 mod core;
 mod disk;
@@ -75,6 +76,9 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Longest time until what was written is on the device.
     pub sync_interval: Duration,
+    /// Id of the database that the records go to, kept in it; 0 when it is not known. What a journal has
+    /// for one database is never given to another.
+    pub database: u64,
 }
 
 /// Why a journal cannot be opened or written.
@@ -135,7 +139,8 @@ pub struct Recovered {
     pub voided: usize,
     /// Requests that the database had already, settled or not: see [`Journal::forget`].
     pub known: usize,
-    /// What could not be read although something follows it, for people.
+    /// What could not be read although something follows it, and what belongs to another database, for
+    /// people.
     pub damage: Vec<String>,
     /// Bytes of an entry that was being written at the crash.
     pub torn_bytes: u64,
@@ -229,7 +234,10 @@ impl Journal {
         };
         disk::make_directory(&options.directory).map_err(|e| failed("cannot be made", e))?;
         keeper::remove_spares(&options.directory).map_err(|e| failed("cannot be changed", e))?;
-        let replayed = replay::replay(&options.directory, disk.as_ref(), applied)?;
+        let apart = apart::set_apart(&options.directory, disk.as_ref(), options.database)
+            .map_err(|e| failed("cannot be changed", e))?;
+        let mut replayed = replay::replay(&options.directory, disk.as_ref(), applied)?;
+        replayed.recovered.damage.splice(..0, apart);
         let journal = match replayed.journal {
             Some(journal) => journal,
             None => new_id()?,
@@ -242,14 +250,7 @@ impl Journal {
         options.segment_bytes = options
             .segment_bytes
             .max(4 * tuning.room_bytes + frame::HEADER_BYTES);
-        let log = Log::new(
-            disk.clone(),
-            options.directory.clone(),
-            options.segment_bytes,
-            journal,
-            next,
-            replayed.old,
-        );
+        let log = Log::new(disk.clone(), &options, journal, next, replayed.old);
         let core = Core::new(log, replayed.queue, replayed.open);
         let shared = Arc::new(Shared::new(options, tuning, disk, core));
         shared.make_room();

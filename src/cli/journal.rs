@@ -40,6 +40,8 @@ pub struct Inspect {
 struct Report {
     /// The id, 16 hexadecimal digits; null when there is no journal.
     journal: Option<String>,
+    /// The id of the database that it goes to, likewise; null when no segment says it.
+    database: Option<String>,
     segments: usize,
     /// By kind.
     entries: BTreeMap<&'static str, u64>,
@@ -115,6 +117,7 @@ fn inspect(directory: &Path, options: &Inspect) -> Result<Report, Failure> {
         }
     }
     report.journal = scan.journal().map(|id| format!("{id:016x}"));
+    report.database = scan.database().map(|id| format!("{id:016x}"));
     report.segments = scan.segments();
     report.blank = scan.blank().iter().map(blank).collect();
     report.torn_bytes = scan.tail().map_or(0, |tail| tail.torn_bytes);
@@ -228,6 +231,7 @@ fn text(report: &Report, open: bool) -> Result<String, Failure> {
     let mut out = String::new();
     for (name, value) in [
         ("journal", or_none(report.journal.as_deref())),
+        ("database", or_none(report.database.as_deref())),
         ("segments", report.segments.to_string()),
         (
             "entries",
@@ -280,6 +284,7 @@ mod tests {
             directory: directory.path().to_owned(),
             segment_bytes: 1 << 16,
             sync_interval: Duration::from_millis(1),
+            database: 0xd1,
         };
         let (journal, _) = Journal::open(options, None).unwrap();
         for request in ["req_1", "req_2", "req_3"] {
@@ -325,6 +330,7 @@ mod tests {
             directory: directory.path().to_owned(),
             segment_bytes: 1 << 16,
             sync_interval: Duration::from_millis(1),
+            database: 0xd1,
         };
         let (journal, _) = Journal::open(options, None).unwrap();
         for request in ["req_1", "req_2", "req_3"] {
@@ -357,6 +363,10 @@ mod tests {
             "{shown}"
         );
         assert!(shown.contains("reserved       0.5 USD\n"), "{shown}");
+        assert!(
+            shown.contains("database       00000000000000d1\n"),
+            "{shown}"
+        );
 
         let report = inspect(directory.path(), &options(true, 20)).unwrap();
         let open: Vec<_> = report.lines.iter().map(|l| &*l.request_id).collect();

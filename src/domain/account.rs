@@ -5,6 +5,7 @@ pub mod quota;
 
 use chrono::{DateTime, Utc};
 use quota::AccountQuota;
+use tollgate_filters::edits::anthropic::dated_model;
 use tollgate_filters::verdict::ErrorPolicy;
 
 use super::{AccountId, Condition, ConditionKind, GroupId, ModelMapping};
@@ -45,6 +46,14 @@ pub struct Credentials {
     pub base_url: Option<String>,
     /// Everything else as written (tokens, project ids …). Secret as a whole: never printed.
     pub other: std::collections::BTreeMap<String, Secret>,
+}
+
+impl Credentials {
+    /// The token of an `oauth` or `setup_token` account, if there is one.
+    pub fn access_token(&self) -> Option<&str> {
+        let token = self.other.get("access_token")?.expose();
+        (!token.is_empty()).then_some(token)
+    }
 }
 
 /// An account as the request path sees it.
@@ -101,9 +110,27 @@ impl Account {
             && self.expires_at.is_none_or(|end| end > now)
     }
 
-    /// The name `model` has at this account.
+    /// Whether it holds what accounts of its type prove themselves with.
+    pub fn has_credential(&self) -> bool {
+        match self.account_type {
+            AccountType::ApiKey => !self.credentials.api_key.expose().is_empty(),
+            AccountType::Oauth | AccountType::SetupToken => {
+                self.credentials.access_token().is_some()
+            }
+            AccountType::Upstream => false,
+        }
+    }
+
+    /// The name `model` has at this account: by its mapping; then, where it is one of Anthropic's that is used
+    /// with a token, the dated name, as such tokens do not go with every short one.
     pub fn upstream_model<'a>(&'a self, model: &'a str) -> &'a str {
-        self.model_mapping.lookup(model).unwrap_or(model)
+        let name = self.model_mapping.lookup(model).unwrap_or(model);
+        match (self.platform, self.account_type) {
+            (Platform::Anthropic, AccountType::Oauth | AccountType::SetupToken) => {
+                dated_model(name).unwrap_or(name)
+            }
+            _ => name,
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use parking_lot::Mutex;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use tollgate_filters::headers::anthropic::REQUEST_ID;
 use tollgate_filters::reply::ErrorReply;
+use tollgate_filters::route::Dialect;
 
 use super::context::Context;
 use super::downstream::write_bounded;
@@ -20,16 +22,37 @@ use super::read::expects_continue;
 /// still sending gets to read the refusal before the connection closes.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Who is answered: in which dialect, and under which id of the request.
+#[derive(Clone, Debug)]
+pub struct Addressee {
+    /// The client's dialect.
+    pub dialect: Dialect,
+    /// Our id of the request.
+    pub request_id: HeaderValue,
+}
+
+impl Addressee {
+    /// Puts our id of the request where clients look for it.
+    pub fn mark(&self, head: &mut ResponseHeader) -> Result<()> {
+        head.insert_header("x-request-id", self.request_id.clone())?;
+        if self.dialect == Dialect::Anthropic {
+            head.insert_header(REQUEST_ID, self.request_id.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Our id of the request, as text.
+    pub fn id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+}
+
 /// The header of an error reply.
-pub fn error_head(
-    reply: &ErrorReply,
-    body_len: usize,
-    request_id: &HeaderValue,
-) -> Result<ResponseHeader> {
+pub fn error_head(reply: &ErrorReply, body_len: usize, to: &Addressee) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(reply.status, Some(6))?;
     head.insert_header(header::CONTENT_TYPE, "application/json")?;
     head.insert_header(header::CONTENT_LENGTH, body_len)?;
-    head.insert_header("x-request-id", request_id.clone())?;
+    to.mark(&mut head)?;
     if let Some(seconds) = reply.retry_after_s {
         head.insert_header(header::RETRY_AFTER, seconds)?;
     }
@@ -37,14 +60,14 @@ pub fn error_head(
 }
 
 /// The header of an event stream that begins while the request still waits (SPEC 3.6).
-pub fn stream_head(request_id: &HeaderValue) -> Result<ResponseHeader> {
+pub fn stream_head(to: &Addressee) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(6))?;
     head.insert_header(header::CONTENT_TYPE, "text/event-stream")?;
     head.insert_header(header::CACHE_CONTROL, "no-cache")?;
     head.insert_header("x-accel-buffering", "no")?;
     // Without it an HTTP/1.1 answer would end with its connection.
     head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-    head.insert_header("x-request-id", request_id.clone())?;
+    to.mark(&mut head)?;
     Ok(head)
 }
 
@@ -55,8 +78,9 @@ pub async fn refuse(session: &mut Session, ctx: &mut Context, reply: &ErrorReply
         Some(exchange) => exchange.lock().write_reply(reply),
         None => {
             ctx.early_status = reply.status;
-            let body = reply.body(ctx.dialect);
-            let mut head = error_head(reply, body.len(), &ctx.id_header())?;
+            let to = ctx.addressee();
+            let body = reply.body_for(to.dialect, to.id());
+            let mut head = error_head(reply, body.len(), &to)?;
             if let Some(allow) = ctx.allow {
                 head.insert_header(header::ALLOW, allow)?;
             }

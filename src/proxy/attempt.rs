@@ -10,13 +10,18 @@ use chrono::{DateTime, Utc};
 use http::{HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
+use tollgate_filters::beta::BetaBlocked;
+use tollgate_filters::edits::Edits;
+use tollgate_filters::edits::anthropic::{max_tokens, tidy};
 use tollgate_filters::headers::openai_request;
 use tollgate_filters::rewrite::{Changes, Places, rewrite};
 
-use super::context::{Context, SentAttempt};
+use super::context::{Asked, Context, SentAttempt};
 use super::exchange::Judged;
+use super::relay::credential_kind;
 use crate::billing::journal::JournalError;
-use crate::domain::Account;
+use crate::domain::{Account, Platform};
+use crate::providers::anthropic;
 use crate::providers::target::Target;
 use crate::scheduler::Pool;
 use crate::state::Lease;
@@ -34,8 +39,8 @@ pub struct Attempt {
     pub target: Arc<Target>,
     /// The address chosen for this attempt.
     pub address: SocketAddr,
-    /// The account's slot.
-    pub lease: Lease,
+    /// The account's slot, where one is taken.
+    pub lease: Option<Lease>,
     /// The model's name at this account.
     pub upstream_model: String,
     /// Path at the upstream.
@@ -65,32 +70,138 @@ impl Attempt {
     }
 
     /// The request header for this account: the client's allowed headers, the account's credential.
-    pub fn header(&self, client: &RequestHeader, body_len: usize) -> Result<RequestHeader> {
-        let mut to =
-            RequestHeader::build_no_case(client.method.clone(), self.path.as_bytes(), Some(12))?;
-        to.set_version(client.version);
-        let mut has_type = false;
-        for (name, value) in openai_request(&client.headers) {
-            has_type |= name == header::CONTENT_TYPE;
-            to.append_header(name, value)?;
-        }
-        if !has_type {
+    pub fn header(
+        &self,
+        client: &RequestHeader,
+        body_len: usize,
+    ) -> Result<std::result::Result<RequestHeader, BetaBlocked>> {
+        let mut to = match self.account.platform {
+            Platform::Anthropic => match self.anthropic_header(client)? {
+                Ok(to) => to,
+                Err(blocked) => return Ok(Err(blocked)),
+            },
+            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => {
+                self.openai_header(client)?
+            }
+        };
+        if !to.headers.contains_key(header::CONTENT_TYPE) {
             to.insert_header(header::CONTENT_TYPE, "application/json")?;
         }
         to.insert_header(header::HOST, self.target.authority.as_str())?;
         to.insert_header(header::CONTENT_LENGTH, body_len)?;
+        Ok(Ok(to))
+    }
+
+    fn openai_header(&self, client: &RequestHeader) -> Result<RequestHeader> {
+        let mut to = bare_header(client, &self.path)?;
+        for (name, value) in openai_request(&client.headers) {
+            to.append_header(name, value)?;
+        }
         let key = self.account.credentials.api_key.expose();
-        let mut credential = HeaderValue::from_maybe_shared(Bytes::from(format!("Bearer {key}")))
-            .map_err(|_| {
-            pingora::Error::explain(
-                pingora::ErrorType::InvalidHTTPHeader,
-                "the account's credential has characters that a header cannot hold",
-            )
-        })?;
-        credential.set_sensitive(true);
-        to.insert_header(header::AUTHORIZATION, credential)?;
+        to.insert_header(header::AUTHORIZATION, credential(format!("Bearer {key}"))?)?;
         Ok(to)
     }
+
+    fn anthropic_header(
+        &self,
+        client: &RequestHeader,
+    ) -> Result<std::result::Result<RequestHeader, BetaBlocked>> {
+        use tollgate_filters::headers::anthropic::{BETA, VERSION, relayed, request, version};
+
+        let mut to = bare_header(client, &format!("{}?{}", self.path, anthropic::QUERY))?;
+        if anthropic::passes_through(&self.account) {
+            for (name, value) in relayed(&client.headers) {
+                to.append_header(name, value)?;
+            }
+        } else {
+            let kind = credential_kind(&self.account);
+            let betas =
+                match anthropic::BETA_POLICY.apply(&client.headers, kind, &self.upstream_model) {
+                    Ok(betas) => betas,
+                    Err(blocked) => return Ok(Err(blocked)),
+                };
+            for (name, value) in request(&client.headers) {
+                to.append_header(name, value)?;
+            }
+            if let Some(betas) = betas {
+                to.insert_header(BETA, betas)?;
+            }
+        }
+        if !to.headers.contains_key(VERSION) {
+            to.insert_header(VERSION, version(&client.headers))?;
+        }
+        let Some((name, value)) = anthropic::credential(&self.account) else {
+            return Err(Error::explain(
+                ErrorType::InvalidHTTPHeader,
+                "the account has no credential",
+            ));
+        };
+        to.insert_header(name, credential(value)?)?;
+        Ok(Ok(to))
+    }
+
+    /// The body as this account gets it: the client's bytes, but for what `asked` has to be called there, an output
+    /// limit that was lowered, and what the provider would refuse.
+    fn body(&self, body: &Bytes, asked: &Asked, output_limit: Option<u64>) -> Vec<Bytes> {
+        let model = (self.upstream_model != asked.requested_model).then_some(&*self.upstream_model);
+        match self.account.platform {
+            Platform::Anthropic => {
+                let mut edits = Edits::default();
+                if let Some(model) = model {
+                    edits.string(&asked.model_spans, model);
+                }
+                if let Some(lowered) = output_limit.and_then(|limit| max_tokens(body, limit)) {
+                    edits.extend(&lowered);
+                }
+                if !anthropic::passes_through(&self.account) {
+                    edits.extend(&tidy(body));
+                }
+                edits.pieces(body)
+            }
+            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => {
+                let places = Places {
+                    model: &asked.model_spans,
+                    output_limit: &asked.output_limit_spans,
+                };
+                let changes = Changes {
+                    model,
+                    output_limit,
+                };
+                match changes == Changes::default() {
+                    true => vec![body.clone()],
+                    false => rewrite(body, places, changes),
+                }
+            }
+        }
+    }
+}
+
+/// A header with nothing in it yet.
+fn bare_header(client: &RequestHeader, path: &str) -> Result<RequestHeader> {
+    let mut to = RequestHeader::build_no_case(client.method.clone(), path.as_bytes(), Some(12))?;
+    to.set_version(client.version);
+    Ok(to)
+}
+
+/// A credential as the value of a header, which is kept out of logs.
+fn credential(text: String) -> Result<HeaderValue> {
+    let mut credential = HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| {
+        Error::explain(
+            ErrorType::InvalidHTTPHeader,
+            "the account's credential has characters that a header cannot hold",
+        )
+    })?;
+    credential.set_sensitive(true);
+    Ok(credential)
+}
+
+/// Why a request was not sent.
+#[derive(Debug)]
+pub enum NotSent {
+    /// No note could be made of it.
+    Journal(JournalError),
+    /// It asks for a beta feature that it may not have.
+    Beta(BetaBlocked),
 }
 
 /// Makes the request of the context's attempt ready to be sent: its header, its body laid out for the pump,
@@ -98,7 +209,7 @@ impl Attempt {
 pub fn prepare(
     request: &mut RequestHeader,
     ctx: &mut Context,
-) -> Result<std::result::Result<(), JournalError>> {
+) -> Result<std::result::Result<(), NotSent>> {
     let missing = || Error::new_in(ErrorType::InternalError);
     let (Some(attempt), Some(exchange), Some(asked)) =
         (&mut ctx.attempt, &ctx.exchange, &ctx.asked)
@@ -107,35 +218,24 @@ pub fn prepare(
     };
     let mut exchange = exchange.lock();
     let body = exchange.body.as_ref().ok_or_else(missing)?;
-    let model =
-        (attempt.upstream_model != asked.requested_model).then_some(&*attempt.upstream_model);
-    let places = Places {
-        model: &asked.model_spans,
-        output_limit: &asked.output_limit_spans,
-    };
-    let changes = Changes {
-        model,
-        output_limit: exchange.output_limit,
-    };
-    let pieces = pieces(&body.bytes, places, changes);
+    let pieces = pieces(attempt.body(&body.bytes, asked, exchange.output_limit));
     let len = pieces.iter().map(Bytes::len).sum();
-    *request = attempt.header(request, len)?;
+    *request = match attempt.header(request, len)? {
+        Ok(header) => header,
+        Err(blocked) => return Ok(Err(NotSent::Beta(blocked))),
+    };
     if let Some(settlement) = &mut exchange.settlement
         && let Err(error) = settlement.sent(attempt.as_sent(), &ctx.tries)
     {
-        return Ok(Err(error));
+        return Ok(Err(NotSent::Journal(error)));
     }
     exchange.begin_attempt(pieces, attempt.judged.clone(), Instant::now());
     attempt.sent = true;
     Ok(Ok(()))
 }
 
-/// The body as an account gets it, in pieces: the client's bytes, except for the model's name.
-pub fn pieces(body: &Bytes, places: Places<'_>, changes: Changes<'_>) -> VecDeque<Bytes> {
-    let parts = match changes == Changes::default() {
-        true => vec![body.clone()],
-        false => rewrite(body, places, changes),
-    };
+/// The parts of a body as they are handed to the connection.
+pub fn pieces(parts: Vec<Bytes>) -> VecDeque<Bytes> {
     let len: usize = parts.iter().map(Bytes::len).sum();
     if len <= JOIN_LIMIT && parts.len() > 1 {
         let mut joined = BytesMut::with_capacity(len);
@@ -176,7 +276,7 @@ mod tests {
             3 * SLICE + 7,
         ] {
             let body = Bytes::from(vec![b'x'; size]);
-            let pieces = pieces(&body, Places::default(), Changes::default());
+            let pieces = pieces(vec![body.clone()]);
             assert_eq!(joined(&pieces), body, "{size}");
             assert!(pieces.iter().all(|p| !p.is_empty() && p.len() <= SLICE));
         }
@@ -200,7 +300,7 @@ mod tests {
                 model: Some("gpt-5"),
                 output_limit: Some(16),
             };
-            let pieces = pieces(&bytes, places, changes);
+            let pieces = pieces(rewrite(&bytes, places, changes));
             let expected = body.replace(r#""a""#, r#""gpt-5""#).replacen(
                 '{',
                 r#"{"max_output_tokens":16,"#,

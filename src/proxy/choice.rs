@@ -26,8 +26,8 @@ use crate::state::{Lease, MAX_LINES, Slot, StateError, Want};
 pub struct Choice {
     /// The account.
     pub account: Arc<Account>,
-    /// Its slot.
-    pub lease: Lease,
+    /// Its slot, where one is taken.
+    pub lease: Option<Lease>,
     /// Among which it was chosen; told how the attempt went.
     pub pool: Pool,
     /// Whether another account could serve the request as well.
@@ -56,6 +56,9 @@ struct Full {
 
 /// Chooses an account and takes its slot.
 pub async fn choose_account(session: &mut Session, ctx: &mut Context) -> Result<Choice> {
+    if ctx.asked.as_ref().is_some_and(|asked| asked.counts) {
+        return without_slot(ctx).await;
+    }
     let mut changes = None;
     loop {
         let full = match look(ctx).await? {
@@ -289,7 +292,7 @@ impl View {
         &self,
         ctx: &Context,
         account: Arc<Account>,
-        lease: Lease,
+        lease: impl Into<Option<Lease>>,
         has_others: bool,
         found: Found,
     ) -> Choice {
@@ -316,7 +319,7 @@ impl View {
         log::debug!(target: "tollgate::scheduler", "request {}: {decision}", ctx.id);
         Choice {
             account,
-            lease,
+            lease: lease.into(),
             pool: self.pool.clone(),
             has_others,
         }
@@ -430,6 +433,49 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         layer: Layer::Load,
         returns_at: returns_at(&view, &asked),
     }))
+}
+
+/// For a request that takes no slot: the conversation's account, else the best by load. No other is tried.
+async fn without_slot(ctx: &mut Context) -> Result<Choice> {
+    let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
+        return Err(unserved(ctx, errors::internal_error()));
+    };
+    let view = View::new(ctx, &principal, &asked);
+    let excluded = ctx.tries.excluded.clone();
+    let request = view.request(ctx, &asked, &excluded);
+    let mut candidates = match view.pool.candidates(&view.conditions, request) {
+        Ok(candidates) => candidates,
+        Err(none) => {
+            let reply = no_account(ctx, none, view.now);
+            return Err(unserved(ctx, reply));
+        }
+    };
+    let bound = view.bound_account(ctx, &asked).await;
+    let mut found = Found::default();
+    let mut account = None;
+    if let Some(id) = bound
+        && let Sticky::Use(member) = sticky(&candidates, id)
+    {
+        found.layer = Layer::Session;
+        found.session_hit = true;
+        account = Some(member.account.clone());
+    }
+    while account.is_none() {
+        let Some(stage) = candidates.next_stage() else {
+            return Err(unserved(ctx, errors::no_available_accounts()));
+        };
+        let loads = ctx.rooms.state.loads(&stage.ids()).await;
+        let weights = &ctx.config.scheduling.weights;
+        let ranked = stage.rank(&loads.unwrap_or_default(), weights, &request);
+        let best = ranked.first().first();
+        account = best.map(|place| stage.members[*place as usize].account.clone());
+    }
+    drop(candidates);
+    let Some(account) = account else {
+        return Err(unserved(ctx, errors::no_available_accounts()));
+    };
+    ctx.rooms.scheduler.health().chosen(account.id, view.now);
+    Ok(view.choice(ctx, account, None, false, found))
 }
 
 /// For a request that goes on from a response which one account made.

@@ -15,6 +15,7 @@ use tollgate_filters::route::Dialect;
 use tollgate_filters::verdict::Effect;
 
 use super::Rooms;
+use super::answer::Addressee;
 use super::attempt::Attempt;
 use super::downstream::WayBack;
 use super::exchange::{Exchange, Failure};
@@ -59,6 +60,8 @@ pub struct Asked {
     pub endpoint: &'static str,
     /// What followed it in the path.
     pub subpath: String,
+    /// Only its tokens are counted: it takes no slot and leaves no record.
+    pub counts: bool,
     /// The model, as the client wrote it.
     pub requested_model: String,
     /// What the group's channel calls it; without one the same. Accounts are chosen by this name.
@@ -322,6 +325,14 @@ impl Context {
     pub fn id_header(&self) -> HeaderValue {
         // Made of hexadecimal digits only.
         HeaderValue::from_str(&self.id).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+    }
+
+    /// Who is answered.
+    pub fn addressee(&self) -> Addressee {
+        Addressee {
+            dialect: self.dialect,
+            request_id: self.id_header(),
+        }
     }
 
     /// This request's place in the waiting lines, taken at its first wait.

@@ -30,9 +30,6 @@ use tokio::time::Sleep;
 
 use super::exchange::{Exchange, Judgement, Phase, Tick};
 
-/// A keep-alive comment: ignored by every SSE reader.
-const KEEP_ALIVE: &[u8] = b":\n\n";
-
 /// The client's session, seen through an exchange.
 struct Downstream {
     /// Always there, except while the session is handed back.
@@ -176,7 +173,7 @@ impl Downstream {
         if let Some(HttpTask::Header(head, _)) = &mut header {
             unchunk(self.inner_mut(), head);
         }
-        let comment = Bytes::from_static(KEEP_ALIVE);
+        let comment = self.exchange.lock().keep_alive();
         match self.inner_mut() {
             ServerSession::H1(h1) => {
                 if let Some(header) = header {

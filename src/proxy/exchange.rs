@@ -8,16 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
 use tollgate_filters::passthrough::Rules;
-use tollgate_filters::reply::{ErrorReply, errors};
-use tollgate_filters::route::Dialect;
+use tollgate_filters::reply::{ErrorReply, errors, keep_alive};
 use tollgate_filters::verdict::{Effect, Reading, Verdict};
 
-use super::answer;
+use super::answer::{self, Addressee};
 use super::relay::{Answer, LastWord, Relay, RelayRequest, judge};
 use super::settlement::{End, Settlement};
 use crate::config::{GatewayConfig, OnClientDisconnect};
@@ -138,6 +136,8 @@ pub struct Judged {
     pub may_fail_over: bool,
     /// Whether the same account may be tried again.
     pub may_retry: bool,
+    /// Only tokens are counted.
+    pub counts: bool,
 }
 
 impl Judged {
@@ -196,8 +196,7 @@ pub struct Exchange {
     pub failure: Option<Failure>,
     /// What was seen of the current attempt's answer.
     pub answer: Answer,
-    dialect: Dialect,
-    request_id: HeaderValue,
+    to: Addressee,
     stream: bool,
     limits: Limits,
     relay: Relay,
@@ -226,8 +225,7 @@ fn failed(etype: &'static str) -> Box<Error> {
 impl Exchange {
     /// An exchange in which nothing has happened yet.
     pub fn new(
-        dialect: Dialect,
-        request_id: HeaderValue,
+        to: Addressee,
         stream: bool,
         limits: Limits,
         rules: Arc<Rules>,
@@ -243,8 +241,7 @@ impl Exchange {
             judged: None,
             failure: None,
             answer: Answer::default(),
-            dialect,
-            request_id,
+            to,
             stream,
             limits,
             relay: Relay::Awaited,
@@ -262,7 +259,17 @@ impl Exchange {
 
     /// Our id of the request, for the log.
     pub fn request_id(&self) -> &str {
-        self.request_id.to_str().unwrap_or_default()
+        self.to.id()
+    }
+
+    /// Who is answered.
+    pub fn addressee(&self) -> &Addressee {
+        &self.to
+    }
+
+    /// What keeps a silent stream alive: ignored by every reader of the dialect.
+    pub fn keep_alive(&self) -> Bytes {
+        keep_alive(self.to.dialect)
     }
 
     /// The next piece of the body, on its way upstream: as long as it is taken, the upstream has no
@@ -431,7 +438,7 @@ impl Exchange {
             stream: self.stream,
             preamble_out: self.reply == Reply::Preamble,
             client_model,
-            request_id: self.request_id.clone(),
+            to: self.to.clone(),
             output_limit: self.output_limit,
         };
         self.relay = Relay::begin(head, request, &mut self.answer);
@@ -594,6 +601,9 @@ impl Exchange {
             LastWord::Relay(head, body) => {
                 self.write_reply(&errors::client_fault(head.status.as_u16(), &body))
             }
+            LastWord::Own(_) if judged.counts => {
+                self.write_reply(&errors::count_failed(failure.status))
+            }
             LastWord::Own(reply) => self.write_reply(&reply),
         }
     }
@@ -728,8 +738,8 @@ impl Exchange {
     pub fn write_reply(&mut self, reply: &ErrorReply) -> Judgement {
         let tasks = match self.reply {
             Reply::NotStarted => {
-                let body = reply.body(self.dialect);
-                match answer::error_head(reply, body.len(), &self.request_id) {
+                let body = reply.body_for(self.to.dialect, self.to.id());
+                match answer::error_head(reply, body.len(), &self.to) {
                     Ok(head) => whole(Box::new(head), body),
                     Err(error) => return Judgement::Fail(error),
                 }
@@ -748,7 +758,7 @@ impl Exchange {
     /// `reply` as the last event of a stream. Where the upstream was cut off in the middle of a
     /// frame, that frame is ended first, or the event would become part of it.
     fn last_event(&self, reply: &ErrorReply) -> Bytes {
-        let event = reply.event(self.dialect);
+        let event = reply.event_for(self.to.dialect, self.to.id());
         if self.reply != Reply::Released || self.relay.at_frame_end() {
             return event;
         }

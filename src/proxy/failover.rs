@@ -86,7 +86,7 @@ fn may_go_again(ctx: &mut Context, error: &Error) -> bool {
     let judged = attempt.judged.clone();
     let address = attempt.address.ip();
     // Held until the account's condition is set: whoever waits for the slot should not get it first.
-    ctx.tries.leases.push(attempt.lease);
+    ctx.tries.leases.extend(attempt.lease);
     let Some(exchange) = ctx.exchange.clone() else {
         return false;
     };
@@ -337,7 +337,11 @@ pub fn exhausted(ctx: &Context) -> Option<ErrorReply> {
         .exchange
         .as_ref()
         .and_then(|exchange| exchange.lock().by_rule(account, failure));
-    Some(by_rule.unwrap_or_else(|| own_word(failure)))
+    let counts = ctx.asked.as_ref().is_some_and(|asked| asked.counts);
+    Some(by_rule.unwrap_or_else(|| match counts {
+        true => errors::count_failed(failure.status),
+        false => own_word(failure),
+    }))
 }
 
 /// The address of a Unix or IP socket as an IP, for logs and rules.

@@ -14,9 +14,9 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::route::{Endpoint, RouteError};
-use tollgate_filters::validate::ResponsesRequest;
-use tollgate_filters::{affinity, credential, headers, route, validate};
+use tollgate_filters::{credential, headers, route};
 
+use super::asked::{self, Operation};
 use super::context::{Asked, Context};
 use super::exchange::{Exchange, Limits};
 use super::money::{self, NotGranted};
@@ -26,9 +26,7 @@ use super::wait::{Line, Lined, Wait, in_line, wait_for};
 use super::{answer, failover, models, usage};
 use crate::auth::{self, AskFunds, AuthError, Funds, Principal, Purpose};
 use crate::billing::book::Limit;
-use crate::billing::bound::{Bound, Demand, ImageDemand};
-use crate::billing::channel::Gate;
-use crate::billing::image::ImageSize;
+use crate::billing::bound::{Bound, Demand};
 use crate::billing::journal::{Room, UNAPPLIED_LIMIT};
 use crate::billing::quote::Quote;
 use crate::config::{BillingMode, Reservation};
@@ -40,10 +38,6 @@ const HEADER_TEXT_LIMIT: usize = 256;
 
 /// A client's idle HTTP/1 connection is closed after this many seconds (SPEC 13.3).
 const IDLE_CONNECTION_S: u64 = 120;
-/// Longest model name, bytes: it stands in records and log lines.
-const MODEL_LIMIT: usize = 256;
-/// Kept of other short strings of a body.
-const WORD_LIMIT: usize = 64;
 
 /// What becomes of a request.
 pub enum Intake {
@@ -82,7 +76,12 @@ pub async fn take_in(session: &mut Session, ctx: &mut Context) -> Result<Intake>
 async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result<Intake, No> {
     settle_connection(session, ctx)?;
     let route = find_route(session, ctx)?;
-    let (endpoint, subpath, path) = (route.endpoint, route.subpath.to_owned(), route.path);
+    let endpoint = route.endpoint;
+    let operation = Operation {
+        endpoint: route.path,
+        subpath: route.subpath.to_owned(),
+        counts: endpoint == Endpoint::CountTokens,
+    };
     if endpoint == Endpoint::ResponsesSocket {
         return Err(errors::websocket_not_supported().into());
     }
@@ -93,7 +92,7 @@ async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result
     let principal = authenticate(session, ctx, purpose)?;
     ctx.principal = Some(principal.clone());
     if endpoint == Endpoint::Models {
-        let body = models::list(&ctx.snapshot, &principal);
+        let body = models::list(&ctx.snapshot, &principal, ctx.dialect);
         return write_json(session, ctx, body).await;
     }
     if endpoint == Endpoint::Usage {
@@ -102,17 +101,32 @@ async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result
         let body = usage::answer(&ctx.rooms, &principal, query, tz, ctx.arrived).await;
         return write_json(session, ctx, body).await;
     }
-    if principal.group.platform != Platform::OpenAi {
-        return Err(errors::platform_not_supported().into());
-    }
+    on_its_platform(endpoint, principal.group.platform)?;
     money::check(ctx, &principal)?;
+    if operation.counts {
+        // Nothing of it is billed, and it takes no slot (SPEC 12.3).
+        let exchange = read_request(session, ctx, endpoint, operation, &principal).await?;
+        ctx.exchange = Some(exchange.clone());
+        ctx.moments.ready = Some(Instant::now());
+        return Ok(Intake::Forward(exchange));
+    }
     let room = room(ctx)?;
-    let exchange = read_request(session, ctx, path, subpath, &principal).await?;
+    let exchange = read_request(session, ctx, endpoint, operation, &principal).await?;
     ctx.exchange = Some(exchange.clone());
     ctx.moments.ready = Some(Instant::now());
     admit(session, ctx, &exchange, &principal).await?;
     fund(session, ctx, &exchange, &principal, room).await?;
     Ok(Intake::Forward(exchange))
+}
+
+/// Each API is served by the accounts of its own platform.
+fn on_its_platform(endpoint: Endpoint, platform: Platform) -> std::result::Result<(), ErrorReply> {
+    match (endpoint, platform) {
+        (Endpoint::Messages | Endpoint::CountTokens, Platform::Anthropic) => Ok(()),
+        (Endpoint::CountTokens, _) => Err(errors::counting_not_supported()),
+        (Endpoint::Responses, Platform::OpenAi) => Ok(()),
+        _ => Err(errors::platform_not_supported()),
+    }
 }
 
 /// Limits of this connection; must be set before the session is wrapped.
@@ -165,7 +179,7 @@ fn find_route<'s>(
     let head = session.req_header();
     match route::route(&head.method, head.uri.path()) {
         Ok(route) => {
-            ctx.dialect = route.dialect;
+            ctx.dialect = route.endpoint.dialect(route.dialect, &head.headers);
             ctx.endpoint = route.endpoint.as_str();
             Ok(route)
         }
@@ -261,7 +275,7 @@ async fn write_json(
         let mut head = ResponseHeader::build(200, Some(4))?;
         head.insert_header(header::CONTENT_TYPE, "application/json")?;
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
-        head.insert_header("x-request-id", ctx.id_header())?;
+        ctx.addressee().mark(&mut head)?;
         Ok(head)
     })()
     .map_err(No::Gone)?;
@@ -275,8 +289,8 @@ async fn write_json(
 async fn read_request(
     session: &mut Session,
     ctx: &mut Context,
-    endpoint: &'static str,
-    subpath: String,
+    endpoint: Endpoint,
+    operation: Operation,
     principal: &Principal,
 ) -> std::result::Result<Arc<Mutex<Exchange>>, No> {
     let rooms = ctx.rooms.clone();
@@ -286,46 +300,15 @@ async fn read_request(
             ReadError::Refused(reply) => No::Reply(reply),
             ReadError::Gone(error) => No::Gone(error),
         })?;
-    let asked = {
-        let request =
-            validate::responses(&body.bytes).map_err(|e| errors::invalid(e.to_string()))?;
-        if request.model.len() > MODEL_LIMIT {
-            let message = format!("model is longer than {MODEL_LIMIT} bytes");
-            return Err(errors::invalid(message).into());
+    let headers = &session.req_header().headers;
+    let asked = match endpoint {
+        Endpoint::Messages | Endpoint::CountTokens => {
+            asked::messages(ctx, principal, operation, &body.bytes)?
         }
-        let headers = &session.req_header().headers;
-        let quote = quote(ctx, principal, &request.model)?;
-        let model = quote.mapped().to_owned();
-        ctx.quote = Some(Arc::new(quote));
-        Asked {
-            endpoint,
-            subpath,
-            sticky_key: affinity::openai(headers, request.prompt_cache_key.as_deref(), || {
-                request.seed.key()
-            })
-            .map(|key| key.0),
-            previous_response: request
-                .previous_response_id
-                .as_deref()
-                .map(affinity::response_key),
-            stream: request.stream,
-            service_tier: request.service_tier.as_deref().map(word),
-            reasoning_effort: request
-                .reasoning_effort
-                .as_deref()
-                .map(word)
-                .or_else(|| effort_of(&request.model)),
-            demand: demand(&request, body.bytes.len()),
-            model,
-            requested_model: request.model.into_owned(),
-            model_spans: request.model_spans,
-            output_limit_spans: request.output_limit_spans,
-            body_len: body.bytes.len(),
-        }
+        _ => asked::responses(ctx, principal, operation, headers, &body.bytes)?,
     };
     let exchange = Exchange::new(
-        ctx.dialect,
-        ctx.id_header(),
+        ctx.addressee(),
         asked.stream,
         Limits::new(&ctx.config.gateway),
         ctx.snapshot.rules.clone(),
@@ -333,58 +316,6 @@ async fn read_request(
     );
     ctx.asked = Some(Arc::new(asked));
     Ok(Arc::new(Mutex::new(exchange)))
-}
-
-/// What bounds the price of a request.
-fn demand(request: &ResponsesRequest<'_>, body_len: usize) -> Demand {
-    Demand {
-        body_len: body_len as u64,
-        max_output_tokens: request.max_output_tokens,
-        hosted: request.hosted,
-        inline_images: request.inline_images,
-        images: request.image_tool.as_ref().map(|tool| ImageDemand {
-            // Without a number the model makes one.
-            count: tool.n.map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX)),
-            size: tool.size.as_deref().map(ImageSize::of),
-        }),
-    }
-}
-
-/// What the request is billed for, by the channel of its group. Accounts that a channel's restriction
-/// keeps from it are left out of the choice.
-fn quote(
-    ctx: &mut Context,
-    principal: &Principal,
-    model: &str,
-) -> std::result::Result<Quote, ErrorReply> {
-    let group = &principal.group;
-    let directory = &ctx.snapshot.directory;
-    let channel = directory.channel_of(group.id).cloned();
-    let quote = Quote::new(ctx.snapshot.prices.clone(), group.clone(), channel, model);
-    match quote.gate() {
-        Gate::Open => {}
-        Gate::Closed => return Err(errors::model_restricted()),
-        Gate::PerAccount => {
-            let kept_out = directory
-                .accounts_of(group.id)
-                .iter()
-                .filter(|account| !quote.allows(account.upstream_model(quote.mapped())))
-                .map(|account| account.id);
-            ctx.tries.excluded.extend(kept_out);
-        }
-    }
-    Ok(quote)
-}
-
-fn word(text: &str) -> String {
-    text.chars().take(WORD_LIMIT).collect()
-}
-
-/// The reasoning effort that a model's name asks for, e.g. `high` of `gpt-5-high` (SPEC 9.3).
-fn effort_of(model: &str) -> Option<String> {
-    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
-    let (_, suffix) = model.rsplit_once('-')?;
-    EFFORTS.contains(&suffix).then(|| suffix.to_owned())
 }
 
 /// The user's slot, at once or after a bounded wait; then, as time has passed, the money again.
@@ -464,16 +395,7 @@ async fn ease(
         }
     };
     let ping = ctx.config.concurrency.ping_interval;
-    match wait_for(
-        session,
-        exchange,
-        &ctx.id_header(),
-        ping,
-        deadline,
-        relieved,
-    )
-    .await
-    {
+    match wait_for(session, exchange, ping, deadline, relieved).await {
         Ok(_) => Ok(()),
         Err(error) => Err(No::Gone(error)),
     }
@@ -531,21 +453,4 @@ fn bound(ctx: &Context, principal: &Principal, quote: &Quote, asked: &Asked) -> 
         ..asked.demand
     };
     quote.bound(names, &demand, asked.tier(), principal.multiplier)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_models_name_may_ask_for_an_effort() {
-        for (model, effort) in [
-            ("gpt-5-high", Some("high")),
-            ("gpt-5.3-codex-xhigh", Some("xhigh")),
-            ("gpt-5-mini", None),
-            ("high", None),
-        ] {
-            assert_eq!(effort_of(model).as_deref(), effort, "{model}");
-        }
-    }
 }

@@ -148,8 +148,7 @@ pub async fn reserve(
             return Err(NotGranted::Refused(reply));
         }
         let ping = ctx.config.concurrency.ping_interval;
-        let id = ctx.id_header();
-        match wait_for(session, exchange, &id, ping, deadline, changed).await {
+        match wait_for(session, exchange, ping, deadline, changed).await {
             Ok(Waited::Granted(())) => {}
             // Once more: what is free now is better than nothing, where it is enough for an answer.
             Ok(Waited::TimedOut) => question.take_what_is_free = true,

@@ -14,13 +14,15 @@ use tollgate_filters::reply::{ErrorReply, errors};
 use super::attempt::Attempt;
 use super::choice::choose_account;
 use super::conditions::set;
-use super::context::Context;
+use super::context::{Asked, Context};
 use super::egress::UNRESOLVED;
 use super::exchange::{Failure, Judged};
 use super::failover::{EndedAttempt, account_failed, exhausted, retry_pause};
 use super::wait::wait_for;
 use crate::config::GatewayConfig;
-use crate::providers::openai;
+use crate::domain::{Account, Platform};
+use crate::providers::target::Target;
+use crate::providers::{anthropic, openai};
 
 /// Streams we open on one HTTP/2 connection to a provider; servers commonly allow 100 to 128.
 const UPSTREAM_H2_STREAMS: usize = 100;
@@ -76,7 +78,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
                     _ => format!("cannot resolve {} in time", target.host),
                 };
                 log::warn!("account {:?}: {reason}", choice.account.name);
-                ctx.tries.leases.push(choice.lease);
+                ctx.tries.leases.extend(choice.lease);
                 account_failed(ctx, &ended, Failure::transport(), "resolve");
                 set(ctx).await;
                 if ctx.tries.switches >= ctx.config.gateway.max_account_switches {
@@ -94,7 +96,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
         let retries = ctx.tries.retries_of(account.id);
         return Ok(Attempt {
             upstream_model: account.upstream_model(&asked.model).to_owned(),
-            path: openai::responses_path(target, &asked.subpath),
+            path: path(&account, target, asked),
             target: target.clone(),
             address,
             lease: choice.lease,
@@ -103,7 +105,8 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
                 model: asked.model.clone(),
                 may_fail_over: choice.has_others
                     && ctx.tries.switches < ctx.config.gateway.max_account_switches,
-                may_retry: retry_pause(&account, retries).is_some(),
+                may_retry: !asked.counts && retry_pause(&account, retries).is_some(),
+                counts: asked.counts,
                 account: account.clone(),
             },
             started,
@@ -112,6 +115,19 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             sent: false,
             account,
         });
+    }
+}
+
+/// Where at its upstream the request goes.
+fn path(account: &Account, target: &Target, asked: &Asked) -> String {
+    match account.platform {
+        Platform::Anthropic if asked.counts => {
+            anthropic::messages_path(target, anthropic::COUNT_TOKENS)
+        }
+        Platform::Anthropic => anthropic::messages_path(target, ""),
+        Platform::OpenAi | Platform::Gemini | Platform::Antigravity => {
+            openai::responses_path(target, &asked.subpath)
+        }
     }
 }
 
@@ -128,8 +144,7 @@ async fn pause(session: &mut Session, ctx: &mut Context) -> Result<()> {
     let deadline = Instant::now() + pause;
     let interval = ctx.config.concurrency.ping_interval;
     let never = std::future::pending::<()>();
-    let id = ctx.id_header();
-    wait_for(session, &exchange, &id, interval, deadline, never)
+    wait_for(session, &exchange, interval, deadline, never)
         .await
         .map(drop)
 }

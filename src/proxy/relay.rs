@@ -4,19 +4,22 @@
 use std::time::{Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Version, header};
+use http::{HeaderMap, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
-use tollgate_filters::headers::is_response_header_allowed;
+use tollgate_filters::headers::{self, anthropic};
 use tollgate_filters::peek;
 use tollgate_filters::reply::{ErrorReply, errors};
+use tollgate_filters::route::Dialect;
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
-use tollgate_filters::usage::openai::{ResponsesObserver, Seen, Terminal};
+use tollgate_filters::usage::openai::{Seen, Terminal};
 use tollgate_filters::usage::{Failure as Failed, TokenUsage};
 use tollgate_filters::verdict::{self, CredentialKind, Judge, Reading, Shape, Verdict};
 
+use super::answer::Addressee;
 use super::exchange::Failure;
 use super::fold;
+use super::observe::Observer;
 use crate::domain::{Account, AccountType, Platform};
 
 /// Longest event a stream may hold. The reference allows 500 MiB; an image in an event is some 20.
@@ -44,6 +47,8 @@ pub struct Answer {
     pub upstream_request_id: Option<String>,
     /// As reported.
     pub usage: Option<TokenUsage>,
+    /// The output in it is an estimate: the answer broke off before it was told.
+    pub usage_estimated: bool,
     /// Bytes of generated text seen, for an estimate.
     pub output_bytes: u64,
     /// Images produced.
@@ -64,8 +69,8 @@ pub struct RelayRequest {
     pub preamble_out: bool,
     /// The name to put back into the answer, when the account calls the model something else.
     pub client_model: Option<String>,
-    /// Our request id, for the header.
-    pub request_id: HeaderValue,
+    /// Who gets the answer. The upstream speaks the same dialect.
+    pub to: Addressee,
     /// The output limit that the request was sent with, where we have lowered it.
     pub output_limit: Option<u64>,
 }
@@ -88,7 +93,12 @@ impl Relay {
     /// Chooses the treatment and turns `head` into what the client gets.
     pub fn begin(head: &mut ResponseHeader, request: RelayRequest, answer: &mut Answer) -> Relay {
         let status = head.status.as_u16();
-        answer.upstream_request_id = text(&head.headers, "x-request-id");
+        let dialect = request.to.dialect;
+        answer.upstream_request_id = match dialect {
+            Dialect::Anthropic => text(&head.headers, anthropic::REQUEST_ID.as_str()),
+            Dialect::OpenAi | Dialect::Google => None,
+        }
+        .or_else(|| text(&head.headers, "x-request-id"));
         if !(200..300).contains(&status) {
             let refusal = Refusal::new(head, &request, answer);
             return Relay::Refused(refusal);
@@ -106,7 +116,8 @@ impl Relay {
             // Tells nginx and others not to collect the stream.
             let _ = head.insert_header("x-accel-buffering", "no");
             head.remove_header(&header::CONTENT_LENGTH);
-            return Relay::Stream(Box::new(StreamRelay::new(request.client_model, limits)));
+            let stream = StreamRelay::new(dialect, request.client_model, limits);
+            return Relay::Stream(Box::new(stream));
         }
         let change = if encoded && !request.preamble_out {
             None
@@ -121,12 +132,14 @@ impl Relay {
         };
         match change {
             Some(change) => Relay::Collect(Collected {
+                dialect,
                 head: Some(Box::new(head.clone())),
                 change,
                 client_model: request.client_model,
                 parts: Parts::default(),
             }),
             None => Relay::Plain(PlainRelay {
+                dialect,
                 held: Vec::new(),
                 expected: head
                     .headers
@@ -178,7 +191,7 @@ impl Relay {
                 let json = plain.parts.take().and_then(Parts::into_bytes);
                 let readable = json.is_some();
                 if let Some(json) = json {
-                    read_json(&json, answer);
+                    read_json(plain.dialect, &json, answer);
                 }
                 if answer.usage.is_none() && answer.output_bytes == 0 && !(whole && readable) {
                     // Cut off before it could say, or nothing we can read: what came is the best
@@ -194,7 +207,7 @@ impl Relay {
     /// Brings `answer` up to what has been seen so far, while more may come.
     pub fn look(&mut self, answer: &mut Answer) {
         match self {
-            Relay::Stream(stream) => take_observed(&stream.observer, answer),
+            Relay::Stream(stream) => stream.observer.tell(answer),
             Relay::Plain(plain) if plain.is_whole() => drop(self.finish(answer, true)),
             _ => {}
         }
@@ -253,12 +266,16 @@ fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
 fn client_head(head: &mut ResponseHeader, request: &RelayRequest, answer: &Answer) {
     // The version is each connection's own; one of HTTP/2 cannot be written to HTTP/1.1.
     head.set_version(Version::HTTP_11);
+    let is_allowed = match request.to.dialect {
+        Dialect::Anthropic => anthropic::is_response_header_allowed,
+        Dialect::OpenAi | Dialect::Google => headers::is_response_header_allowed,
+    };
     let unwanted: Vec<_> = head
         .headers
         .keys()
         .filter(|name| {
             // A body that passes untouched keeps its length; framing is Pingora's own matter.
-            !is_response_header_allowed(name)
+            !is_allowed(name)
                 && **name != header::CONTENT_LENGTH
                 && **name != header::TRANSFER_ENCODING
         })
@@ -267,7 +284,7 @@ fn client_head(head: &mut ResponseHeader, request: &RelayRequest, answer: &Answe
     for name in unwanted {
         head.remove_header(&name);
     }
-    let _ = head.insert_header("x-request-id", request.request_id.clone());
+    let _ = request.to.mark(head);
     if let Some(id) = &answer.upstream_request_id {
         let _ = head.insert_header("x-upstream-request-id", id.as_str());
     }
@@ -276,17 +293,10 @@ fn client_head(head: &mut ResponseHeader, request: &RelayRequest, answer: &Answe
     }
 }
 
-fn read_json(json: &[u8], answer: &mut Answer) {
-    let mut observer = ResponsesObserver::new();
+fn read_json(dialect: Dialect, json: &[u8], answer: &mut Answer) {
+    let mut observer = Observer::of(dialect);
     observer.json(json);
-    take_observed(&observer, answer);
-}
-
-fn take_observed(observer: &ResponsesObserver, answer: &mut Answer) {
-    answer.usage = observer.usage();
-    answer.output_bytes = observer.output_bytes();
-    answer.image_count = observer.image_count();
-    answer.response_id = observer.response_id().map(str::to_owned);
+    observer.tell(answer);
 }
 
 /// Puts the client's name for the model into a JSON answer, wherever `path` leads.
@@ -333,6 +343,7 @@ impl Parts {
 
 /// An answer whose bytes pass as they come.
 pub struct PlainRelay {
+    dialect: Dialect,
     /// The header, until the first byte of the body has come.
     pub held: Vec<HttpTask>,
     /// Its length, where the upstream said it: then a client knows the end before the upstream ends.
@@ -361,7 +372,7 @@ pub struct StreamRelay {
     /// Headers that may say how long a limit lasts; mostly none.
     limits: HeaderMap,
     scanner: SseScanner,
-    observer: ResponsesObserver,
+    observer: Observer,
     rewrite: Option<Rewrite>,
     view: View,
     failed_first: Option<Failed>,
@@ -373,14 +384,15 @@ pub struct StreamRelay {
 type MidFrame = bool;
 
 impl StreamRelay {
-    fn new(client_model: Option<String>, limits: HeaderMap) -> StreamRelay {
+    fn new(dialect: Dialect, client_model: Option<String>, limits: HeaderMap) -> StreamRelay {
         StreamRelay {
             held: Vec::new(),
             limits,
             scanner: SseScanner::new(EVENT_LIMIT),
-            observer: ResponsesObserver::new(),
+            observer: Observer::of(dialect),
             rewrite: client_model.map(|client_model| Rewrite {
                 framer: SseFramer::new(EVENT_LIMIT),
+                envelope: envelope(dialect),
                 client_model,
             }),
             view: View::default(),
@@ -451,7 +463,7 @@ impl StreamRelay {
         let (observer, view) = (&mut self.observer, &mut self.view);
         self.scanner
             .finish(|event| view.saw(observer.event(&event), answer, now));
-        take_observed(&self.observer, answer);
+        self.observer.tell(answer);
         // The half of a frame that was held back when the stream broke off is of no use.
         self.rewrite
             .as_mut()
@@ -500,28 +512,38 @@ impl View {
 /// Puts the client's name for the model back into the events that name it.
 struct Rewrite {
     framer: SseFramer,
+    /// What the answer is called in the events that have it whole.
+    envelope: &'static str,
     client_model: String,
+}
+
+fn envelope(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Anthropic => "message",
+        Dialect::OpenAi | Dialect::Google => "response",
+    }
 }
 
 impl Rewrite {
     fn feed(&mut self, bytes: Bytes) -> Bytes {
         let mut out = BytesMut::with_capacity(bytes.len() + 64);
-        let client_model = &self.client_model;
-        self.framer
-            .feed(bytes, |frame| rewrite_frame(frame, client_model, &mut out));
+        let (envelope, client_model) = (self.envelope, &self.client_model);
+        self.framer.feed(bytes, |frame| {
+            rewrite_frame(frame, envelope, client_model, &mut out);
+        });
         out.freeze()
     }
 
     fn finish(&mut self) -> Option<Bytes> {
         let rest = self.framer.finish()?;
         let mut out = BytesMut::new();
-        rewrite_frame(rest, &self.client_model, &mut out);
+        rewrite_frame(rest, self.envelope, &self.client_model, &mut out);
         Some(out.freeze())
     }
 }
 
-fn rewrite_frame(frame: Bytes, client_model: &str, out: &mut BytesMut) {
-    match model_span(&frame) {
+fn rewrite_frame(frame: Bytes, envelope: &str, client_model: &str, out: &mut BytesMut) {
+    match model_span(&frame, envelope) {
         Some(span) => {
             for piece in peek::splice(&frame, &[span], client_model) {
                 out.extend_from_slice(&piece);
@@ -532,11 +554,11 @@ fn rewrite_frame(frame: Bytes, client_model: &str, out: &mut BytesMut) {
 }
 
 /// Where a frame names the model, if it has one line of data that does.
-fn model_span(frame: &[u8]) -> Option<std::ops::Range<usize>> {
+fn model_span(frame: &[u8], envelope: &str) -> Option<std::ops::Range<usize>> {
     memchr::memmem::find(frame, b"\"model\"")?;
     let data = single_data(frame)?;
     let json = &frame[data.clone()];
-    let span = peek::find_string_at(json, &["response", "model"])
+    let span = peek::find_string_at(json, &[envelope, "model"])
         .or_else(|| peek::find_string_at(json, &["model"]))?;
     Some(data.start + span.start..data.start + span.end)
 }
@@ -556,6 +578,7 @@ enum Change {
 
 /// A whole answer that is changed before the client gets it.
 pub struct Collected {
+    dialect: Dialect,
     head: Option<Box<ResponseHeader>>,
     change: Change,
     client_model: Option<String>,
@@ -576,15 +599,13 @@ impl Collected {
     ) -> Option<(Option<Box<ResponseHeader>>, Bytes)> {
         let whole = std::mem::take(&mut self.parts).into_bytes()?;
         let json = match self.change {
-            // Something that is not an answer cannot become an event.
-            Change::ToEvent if peek::peek(&whole).is_err() => return None,
             Change::Nothing | Change::ToEvent => {
-                read_json(&whole, answer);
+                read_json(self.dialect, &whole, answer);
                 whole
             }
             Change::FoldStream => {
-                let (json, observer) = fold::to_json(&whole)?;
-                take_observed(&observer, answer);
+                let (json, observer) = fold::to_json(self.dialect, &whole)?;
+                observer.tell(answer);
                 json
             }
         };
@@ -595,7 +616,7 @@ impl Collected {
             .and_then(|model| with_client_model(&json, &["model"], model))
             .map_or_else(|| json.clone(), joined);
         if self.change == Change::ToEvent {
-            return Some((None, fold::to_event(&json)));
+            return Some((None, fold::to_events(self.dialect, &json)?));
         }
         let mut head = self.head.take();
         if let Some(head) = &mut head {
@@ -611,6 +632,7 @@ impl Collected {
 
 /// An upstream's refusal, held back until it is judged.
 pub struct Refusal {
+    dialect: Dialect,
     head: Box<ResponseHeader>,
     /// As the upstream sent them: the verdict reads reset times from them.
     headers: HeaderMap,
@@ -630,6 +652,7 @@ impl Refusal {
         let headers = head.headers.clone();
         client_head(head, request, answer);
         Refusal {
+            dialect: request.to.dialect,
             head: Box::new(head.clone()),
             headers,
             body: BytesMut::new(),
@@ -674,7 +697,11 @@ impl Refusal {
             return LastWord::Own(own_word(failure));
         }
         let body = self.body.split().freeze();
-        if !self.headers.contains_key(header::CONTENT_ENCODING) && verdict::is_openai_error(&body) {
+        let is_error = match self.dialect {
+            Dialect::Anthropic => verdict::is_anthropic_error(&body),
+            Dialect::OpenAi | Dialect::Google => verdict::is_openai_error(&body),
+        };
+        if !self.headers.contains_key(header::CONTENT_ENCODING) && is_error {
             self.head.remove_header(&header::TRANSFER_ENCODING);
             let _ = self
                 .head
@@ -693,12 +720,17 @@ pub fn judge<'a>(account: &'a Account, echoed: &'a [&'a str]) -> Judge<'a> {
             Platform::Anthropic => Shape::Anthropic,
             Platform::OpenAi | Platform::Gemini | Platform::Antigravity => Shape::OpenAi,
         },
-        credential: match account.account_type {
-            AccountType::ApiKey | AccountType::Upstream => CredentialKind::ApiKey,
-            AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
-        },
+        credential: credential_kind(account),
         policy: &account.error_policy,
         echoed,
+    }
+}
+
+/// What this account proves itself with.
+pub fn credential_kind(account: &Account) -> CredentialKind {
+    match account.account_type {
+        AccountType::ApiKey | AccountType::Upstream => CredentialKind::ApiKey,
+        AccountType::Oauth | AccountType::SetupToken => CredentialKind::OAuth,
     }
 }
 

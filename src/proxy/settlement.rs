@@ -246,7 +246,10 @@ impl Settlement {
             usage => billed(usage, answer.output_bytes, body_len),
         };
         record.tokens = tokens;
-        record.usage_source = source;
+        record.usage_source = match answer.usage_estimated {
+            true => UsageSource::Estimated,
+            false => source,
+        };
         self.price(&mut record);
         if let Some(hold) = self.hold.take() {
             record.charge = hold.settle(record.charge, record.settled_at());

@@ -8,8 +8,8 @@ use tollgate_filters::passthrough::Rules;
 
 use crate::billing::price_map::Prices;
 use crate::domain::{Account, AccountId, Directory, EgressProxy, Platform};
-use crate::providers::openai;
 use crate::providers::target::Target;
+use crate::providers::{anthropic, openai};
 
 /// An immutable picture, swapped as a whole.
 pub struct Snapshot {
@@ -96,6 +96,7 @@ fn base_url(account: &Account) -> Option<&str> {
     match (&account.credentials.base_url, account.platform) {
         (Some(url), _) => Some(url),
         (None, Platform::OpenAi) => Some(openai::DEFAULT_BASE_URL),
+        (None, Platform::Anthropic) => Some(anthropic::DEFAULT_BASE_URL),
         // Their dialects come with their own issues; until then nothing is sent to them.
         (None, _) => None,
     }

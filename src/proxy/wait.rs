@@ -4,8 +4,6 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora::proxy::Session;
 use pingora::{Error, Result};
@@ -15,9 +13,6 @@ use super::context::Context;
 use super::downstream::unchunk;
 use super::exchange::{Exchange, Reply};
 use crate::state::{Lease, StateError, WaitError, Want};
-
-/// A ping towards the client of a waiting stream (SPEC 3.6).
-const PING: Bytes = Bytes::from_static(b":\n\n");
 
 /// How a wait ended.
 pub enum Waited<T> {
@@ -95,16 +90,7 @@ pub async fn in_line(
         }
     };
     let ping_interval = ctx.config.concurrency.ping_interval;
-    let id = ctx.id_header();
-    let waited = wait_for(
-        session,
-        exchange,
-        &id,
-        ping_interval,
-        wait.deadline,
-        granted,
-    )
-    .await;
+    let waited = wait_for(session, exchange, ping_interval, wait.deadline, granted).await;
     ctx.tries.waited += began.elapsed();
     let (end, result) = match waited {
         // It goes on waiting, or will find out why not.
@@ -131,7 +117,6 @@ pub async fn in_line(
 pub async fn wait_for<T>(
     session: &mut Session,
     exchange: &Mutex<Exchange>,
-    request_id: &HeaderValue,
     ping_interval: Duration,
     deadline: Instant,
     grant: impl Future<Output = T>,
@@ -168,7 +153,7 @@ pub async fn wait_for<T>(
         }
         if is_stream && now >= next_ping {
             // Not part of the `select!`: a write that has begun is finished.
-            if let Err(error) = ping(session, exchange, request_id).await {
+            if let Err(error) = ping(session, exchange).await {
                 exchange.lock().client_left(Instant::now());
                 return Err(error.into_down());
             }
@@ -177,18 +162,20 @@ pub async fn wait_for<T>(
     }
 }
 
-async fn ping(
-    session: &mut Session,
-    exchange: &Mutex<Exchange>,
-    request_id: &HeaderValue,
-) -> Result<()> {
+async fn ping(session: &mut Session, exchange: &Mutex<Exchange>) -> Result<()> {
     let downstream = session.as_downstream_mut();
-    let begun = exchange.lock().reply != Reply::NotStarted;
+    // Begun: the header is out already.
+    let (begun, to, ping) = {
+        let exchange = exchange.lock();
+        let begun = exchange.reply != Reply::NotStarted;
+        (begun, exchange.addressee().clone(), exchange.keep_alive())
+    };
     if !begun {
-        let mut head = stream_head(request_id)?;
+        let mut head = stream_head(&to)?;
         unchunk(downstream, &mut head);
         downstream.write_response_header(Box::new(head)).await?;
         exchange.lock().preamble_written(Instant::now());
     }
-    downstream.write_response_body(PING, false).await
+    // SPEC 3.6.
+    downstream.write_response_body(ping, false).await
 }

@@ -53,10 +53,14 @@ impl Need {
     }
 }
 
-/// Whether requests with this need can be sent through `account`. Requests go through API keys of
-/// OpenAI at present; other kinds of account are kept in the directory and not chosen.
+/// Whether requests with this need can be sent through `account`. Requests go through API keys of OpenAI and
+/// API keys and tokens of Anthropic at present; other kinds of account are kept in the directory and not chosen.
 pub fn serves(account: &Account, need: Need) -> bool {
-    let kind = account.platform == Platform::OpenAi && account.account_type == AccountType::ApiKey;
+    let kind = match account.platform {
+        Platform::OpenAi => account.account_type == AccountType::ApiKey,
+        Platform::Anthropic => account.has_credential(),
+        Platform::Gemini | Platform::Antigravity => false,
+    };
     let transport = match need.transport {
         Transport::HttpSse => true,
         Transport::WebSocket => account

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the official SDKs and Codex against a running Tollgate, without a network.
+# Runs the official SDKs, Codex and Claude Code against a running Tollgate, without a network.
 #
-#   tests/clients/run.sh [openai-python|openai-node|codex|all]... [--direct]
+#   tests/clients/run.sh [openai-python|openai-node|anthropic-python|codex|claude-code|all]... [--direct]
 #
 # Installs the clients from PyPI and npm (pinned) into CLIENTS_DIR, then enters a network
 # namespace that has nothing but loopback and starts there a fake upstream and Tollgate.
@@ -21,12 +21,12 @@ for argument in "$@"; do
   case $argument in
     --inside) inside=yes ;;
     --direct) direct=yes ;;
-    all) suites+=(openai-python openai-node codex) ;;
-    openai-python | openai-node | codex) suites+=("$argument") ;;
-    *) die "unknown client $argument; known: openai-python, openai-node, codex, all" ;;
+    all) suites+=(openai-python openai-node anthropic-python codex claude-code) ;;
+    openai-python | openai-node | anthropic-python | codex | claude-code) suites+=("$argument") ;;
+    *) die "unknown client $argument; known: openai-python, openai-node, anthropic-python, codex, claude-code, all" ;;
   esac
 done
-[ ${#suites[@]} -gt 0 ] || suites=(openai-python openai-node codex)
+[ ${#suites[@]} -gt 0 ] || suites=(openai-python openai-node anthropic-python codex claude-code)
 
 target=${CARGO_TARGET_DIR:-$root/target}
 case $target in /*) ;; *) target=$root/$target ;; esac
@@ -45,16 +45,17 @@ fresh() {
   [ -f "$clients/$name/.installed" ] && [ "$(cat "$@" | cksum)" = "$(cat "$clients/$name/.installed")" ]
 }
 
+# install_python NAME: what its requirements.txt says.
 install_python() {
-  local files=("$here/openai_python/requirements.txt") folder=$clients/openai_python
-  fresh openai_python "${files[@]}" && return
+  local files=("$here/$1/requirements.txt") folder=$clients/$1
+  fresh "$1" "${files[@]}" && return
   have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null \
     || need_packages python3 python3-venv
-  say "installing the openai Python SDK"
+  say "installing $1 from PyPI"
   rm -rf "$folder"
   python3 -m venv "$folder"
   "$folder/bin/pip" install -q --disable-pip-version-check --only-binary :all: -r "${files[0]}" \
-    || die "pip could not install the openai Python SDK"
+    || die "pip could not install $1"
   cat "${files[@]}" | cksum >"$folder/.installed"
 }
 
@@ -75,9 +76,11 @@ install_npm() {
 if [ "$inside" = no ]; then
   have ip || need_packages iproute2
   have curl || need_packages curl
-  if wanted openai-python; then install_python; fi
+  if wanted openai-python; then install_python openai_python; fi
+  if wanted anthropic-python; then install_python anthropic_python; fi
   if wanted openai-node; then install_npm openai_node; fi
   if wanted codex; then install_npm codex; fi
+  if wanted claude-code; then install_npm claude_code; fi
 
   builds=()
   [ -n "${FAKE_UPSTREAM_BIN:-}" ] || builds+=(-p tollgate-test-support)
@@ -146,18 +149,26 @@ wait_until "$work/upstream.log" grep -q "$upstream" "$work/upstream.log"
 
 # Every suite has its own users and accounts: an account that answered 429 cools down, and must
 # not be what the next suite meets.
+speaks() { # suite: its platform, the model it asks for and what that is called upstream
+  case $1 in
+    anthropic-* | claude-code) platform=anthropic model=claude-sonnet-5-5 real=claude-sonnet-5-5-20261001 ;;
+    *) platform=openai model=gpt-5-mini real=gpt-5-mini-2025-08-07 ;;
+  esac
+}
 resources() {
-  local suite
+  local suite group platform model real
   echo "groups:"
   for suite in "${suites[@]}"; do
-    printf '  - { name: %s-%s, platform: openai }\n' \
-      "$suite" main "$suite" text "$suite" limited "$suite" overloaded
+    speaks "$suite"
+    for group in main text limited overloaded; do
+      printf '  - { name: %s-%s, platform: %s }\n' "$suite" "$group" "$platform"
+    done
   done
   echo "accounts:"
   account() { # suite, group, models
     cat <<YAML
   - name: $1-$2
-    platform: openai
+    platform: $platform
     type: api_key
     credentials: { api_key: "sk-upstream-$1-$2", base_url: "$upstream" }
     groups: [$1-$2]
@@ -166,10 +177,11 @@ resources() {
 YAML
   }
   for suite in "${suites[@]}"; do
-    account "$suite" main '{ gpt-5-mini: gpt-5-mini-2025-08-07 }'
-    account "$suite" text '{ gpt-5-mini: fake-text }'
-    account "$suite" limited '{ gpt-5-mini: fake-429 }'
-    account "$suite" overloaded '{ gpt-5-mini: fake-529 }'
+    speaks "$suite"
+    account "$suite" main "{ $model: $real }"
+    account "$suite" text "{ $model: fake-text }"
+    account "$suite" limited "{ $model: fake-429 }"
+    account "$suite" overloaded "{ $model: fake-529 }"
   done
   echo "users:"
   for suite in "${suites[@]}"; do
@@ -284,12 +296,35 @@ codex_run() {
     ok "codex: $name"
   else
     bad "codex: $name (exit $status)"
-    tail -40 "$home/out" "$home/err" >&2
+    tail -n 40 "$home/out" "$home/err" >&2
+  fi
+}
+
+# claude_run NAME KEY ARGUMENT...: one non-interactive turn that must end with the fake upstream's text.
+claude_run() {
+  local name=$1 key=$2 home=$work/claude-$1 status=0 text="Hello from the fake upstream"
+  shift 2
+  mkdir -p "$home/work"
+  (
+    cd "$home/work"
+    env -i PATH="$PATH" HOME="$home" ANTHROPIC_BASE_URL="$GATEWAY_URL" ANTHROPIC_API_KEY="$key" \
+      DISABLE_AUTOUPDATER=1 CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 \
+      timeout 120 "$claude" -p "Say hello." \
+      --model claude-sonnet-5-5 "$@" </dev/null >"$home/out" 2>"$home/err"
+  ) || status=$?
+  if [ "$status" -eq 0 ] && grep -q "$text" "$home/out"; then
+    ok "claude-code: $name"
+  else
+    bad "claude-code: $name (exit $status)"
+    tail -n 40 "$home/out" "$home/err" >&2
   fi
 }
 
 if wanted openai-python; then
   sdk openai-python "$clients/openai_python/bin/python" "$here/openai_python/test_sdk.py"
+fi
+if wanted anthropic-python; then
+  sdk anthropic-python "$clients/anthropic_python/bin/python" "$here/anthropic_python/test_sdk.py"
 fi
 if wanted openai-node; then
   node=node
@@ -311,6 +346,21 @@ if wanted codex; then
   codex_run websocket_fallback "$GATEWAY_KEY" \
     -c model_providers.tollgate.supports_websockets=true
   records codex some
+fi
+
+if wanted claude-code; then
+  # Scripts of packages are not run, so nothing has linked the program of this machine's kind.
+  claude=
+  for candidate in "$clients"/claude_code/node_modules/@anthropic-ai/claude-code-*/claude; do
+    if "$candidate" --version >/dev/null 2>&1; then claude=$candidate; fi
+  done
+  say claude-code
+  keys claude-code
+  # The text account never calls a tool. With the main one the fake upstream asks for a command, then
+  # gets its output.
+  if [ "$direct" = no ]; then claude_run text "$GATEWAY_KEY_TEXT"; fi
+  claude_run tools "$GATEWAY_KEY" --allowedTools Bash
+  records claude-code some
 fi
 
 if [ "$failed" -gt 0 ] && [ -f "$work/serve.log" ]; then

@@ -19,6 +19,7 @@ mod faults;
 mod framing;
 mod harness;
 mod lifecycle;
+mod messages;
 mod metrics;
 mod money;
 mod operate;

@@ -300,6 +300,22 @@ pub fn platform_not_supported() -> ErrorReply {
     )
 }
 
+/// 404: tokens are counted for other platforms than that of the key's group.
+pub fn counting_not_supported() -> ErrorReply {
+    let message = "Token counting is not supported for this platform";
+    ErrorReply::new(404, "not_found_error", message)
+}
+
+/// Tokens could not be counted (SPEC 12.3): the upstream's status, if it answered, and nothing of its words.
+pub fn count_failed(status: Option<u16>) -> ErrorReply {
+    match status {
+        Some(429) => ErrorReply::new(429, RATE_LIMIT, "Rate limit exceeded"),
+        Some(529) => upstream(529, "Service overloaded"),
+        Some(status) if status >= 400 => upstream(status, UPSTREAM_FAILED),
+        Some(_) | None => upstream(502, "Request failed"),
+    }
+}
+
 /// The answer when no other account may be tried any more: `last_status` is that of the last
 /// upstream that answered at all.
 pub fn exhausted(last_status: Option<u16>) -> ErrorReply {

@@ -48,6 +48,15 @@ pub fn is_openai_error(body: &[u8]) -> bool {
     body.pointer("/error/message").is_some_and(Value::is_string)
 }
 
+/// Whether a body is an error as Anthropic writes it, so that a client of that dialect can read it as it is.
+pub fn is_anthropic_error(body: &[u8]) -> bool {
+    let body = serde_json::from_slice::<Value>(body).unwrap_or_default();
+    let is_text = |pointer: &str| body.pointer(pointer).is_some_and(Value::is_string);
+    body.get("type").is_some_and(|kind| kind == "error")
+        && is_text("/error/type")
+        && is_text("/error/message")
+}
+
 /// What an error says, in whatever form it came.
 #[derive(Debug, Default)]
 pub(super) struct Said {
@@ -358,6 +367,21 @@ mod tests {
         ];
         for (body, expected) in rows {
             assert_eq!(is_openai_error(body.as_bytes()), expected, "{body}");
+        }
+        #[rustfmt::skip]
+        let rows = [
+            (r#"{"type":"error","error":{"type":"t","message":"a"},"request_id":"r"}"#, true),
+            (r#"{"error":{"message":"a","type":"t"},"type":"error"}"#, true),
+            (r#"{"error":{"type":"t","message":"a"}}"#, false),
+            (r#"{"type":"error","error":{"message":"a"}}"#, false),
+            (r#"{"type":"error","error":{"type":"t"}}"#, false),
+            (r#"{"type":"error","error":"a"}"#, false),
+            (r#"{"type":"message","error":{"type":"t","message":"a"}}"#, false),
+            ("[]", false),
+            ("<html>", false),
+        ];
+        for (body, expected) in rows {
+            assert_eq!(is_anthropic_error(body.as_bytes()), expected, "{body}");
         }
     }
 

@@ -54,7 +54,7 @@ impl Judge<'_> {
             400 => self.bad_request(answer.said),
             401 => Row::new(BadCredential, self.unauthorized(answer.said)),
             402 => Row::new(BadCredential, payment_required(answer.said)),
-            403 => Row::new(BadCredential, self.forbidden(answer.said)),
+            403 => Row::new(BadCredential, self.forbidden(answer)),
             429 => self.limited(answer),
             // About the way to the upstream or its moment rather than about the request.
             407 | 408 | 421 | 425 => Row::new(Failed, Effect::Failing),
@@ -78,17 +78,11 @@ impl Judge<'_> {
             return Row::new(Verdict::ClientFault, Effect::None);
         };
         let text = words::without(text, self.echoed);
-        let accused = if words::accuses(&text, "organization has been disabled") {
-            Some("Organization disabled (400)")
-        } else if words::accuses(&text, "identity verification is required") {
-            Some("Identity verification required (400)")
-        } else if self.shape == Shape::Anthropic && words::accuses(&text, "credit balance") {
-            Some("Credit balance exhausted (400)")
-        } else {
-            None
-        };
-        if let Some(what) = accused {
-            return Row::new(Verdict::BadCredential, error(what, said));
+        if let Some(what) = self.accusation(&text) {
+            return Row::new(
+                Verdict::BadCredential,
+                error(&format!("{what} (400)"), said),
+            );
         }
         if self.shape == Shape::OpenAi && words::is_transient(&text) {
             return Row {
@@ -97,6 +91,20 @@ impl Judge<'_> {
             };
         }
         Row::new(Verdict::ClientFault, Effect::None)
+    }
+
+    /// What a text, in lower case, says of the account itself.
+    fn accusation(&self, text: &str) -> Option<&'static str> {
+        let accuses = |phrase: &str| words::accuses(text, phrase);
+        if accuses("organization has been disabled") {
+            Some("Organization disabled")
+        } else if accuses("identity verification is required") {
+            Some("Identity verification required")
+        } else if self.shape == Shape::Anthropic && accuses("credit balance") {
+            Some("Credit balance exhausted")
+        } else {
+            None
+        }
     }
 
     fn unauthorized(&self, said: &Said) -> Effect {
@@ -120,7 +128,8 @@ impl Judge<'_> {
         }
     }
 
-    fn forbidden(&self, said: &Said) -> Effect {
+    fn forbidden(&self, answer: &Answer<'_>) -> Effect {
+        let said = answer.said;
         let what = "Access forbidden (403)";
         // A name that the client chose must not take account after account out.
         if said.is_any(&["model_not_found"]) {
@@ -131,6 +140,15 @@ impl Judge<'_> {
             return Effect::Failing;
         }
         match self.shape {
+            // The account has just been let in: it is something about the request that it may not, unless the
+            // words say otherwise.
+            Shape::Anthropic if answer.in_stream => {
+                let text = words::without(said.text.as_deref().unwrap_or_default(), self.echoed);
+                match self.accusation(&text) {
+                    Some(accusation) => error(&format!("{accusation} (403)"), said),
+                    None => Effect::Failing,
+                }
+            }
             Shape::Anthropic => error(what, said),
             Shape::OpenAi => Effect::Strike(Strike {
                 window: STRIKE_WINDOW,

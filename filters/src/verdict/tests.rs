@@ -586,6 +586,37 @@ fn session_windows() {
     }
 }
 
+/// SPEC 7.9.
+#[test]
+fn how_much_of_a_window_is_used() {
+    const STATUS: &str = "anthropic-ratelimit-unified-5h-status";
+    const USED5: &str = "anthropic-ratelimit-unified-5h-utilization";
+    const USED7: &str = "anthropic-ratelimit-unified-7d-utilization";
+    #[rustfmt::skip]
+    let rows = [
+        ("0", Some(0.0)),
+        ("0.42", Some(0.42)),
+        (" 1.0 ", Some(1.0)),
+        ("1.05", Some(1.05)),
+        ("10", Some(10.0)),
+        // Percent, or nonsense.
+        ("42", None),
+        ("-0.1", None),
+        ("inf", None),
+        ("much", None),
+        ("", None),
+    ];
+    for (text, used) in rows {
+        let pairs = [(STATUS, "allowed"), (USED5, text), (USED7, text)];
+        let window = SessionWindow::read(200, &headers(&pairs), now()).unwrap();
+        assert_eq!(window.used, used, "{text}");
+        assert_eq!(weekly_use(&headers(&pairs)), used, "{text}");
+    }
+    let status = headers(&[(STATUS, "rejected")]);
+    assert_eq!(SessionWindow::read(200, &status, now()).unwrap().used, None);
+    assert_eq!(weekly_use(&status), None);
+}
+
 /// SPEC 9.3.
 #[test]
 fn codex_usage_is_read_from_any_answer() {
@@ -1040,6 +1071,18 @@ fn what_a_failure_within_a_stream_means_for_the_account() {
     let broken = failure("api_error", "", "");
     let key = failure("authentication_error", "", "m");
     let forbidden = failure("permission_error", "", "m");
+    let disabled = failure(
+        "permission_error",
+        "",
+        "This organization has been disabled.",
+    );
+    let quoted = failure(
+        "permission_error",
+        "",
+        "No access to `organization has been disabled`",
+    );
+    let busy = failure("overloaded_error", "", "Overloaded");
+    let new = failure("new_error", "", "m");
     let table = ErrorPolicy::default();
     let pool = ErrorPolicy {
         pool_mode: true,
@@ -1065,7 +1108,13 @@ fn what_a_failure_within_a_stream_means_for_the_account() {
         (&table, Anthropic, &limit, &roomy, Effect::None, false),
         (&table, OpenAi, &key, &roomy, error("Authentication failed (401): m"), false),
         (&table, OpenAi, &forbidden, &roomy, strike("Access forbidden (403): m"), false),
-        (&table, Anthropic, &forbidden, &roomy, error("Access forbidden (403): m"), false),
+        (&table, Anthropic, &forbidden, &roomy, Effect::Failing, false),
+        (&table, Anthropic, &disabled, &roomy, error("Organization disabled (403): This organization has been disabled."), false),
+        (&table, Anthropic, &quoted, &roomy, Effect::Failing, false),
+        (&table, Anthropic, &key, &roomy, error("Authentication failed (401): m"), false),
+        (&table, Anthropic, &busy, &roomy, Effect::Overloaded { lasts: minutes(10) }, false),
+        (&table, Anthropic, &broken, &roomy, Effect::Failing, false),
+        (&table, Anthropic, &new, &roomy, Effect::Failing, false),
         (&table, OpenAi, &broken, &roomy, Effect::Failing, false),
         (&pool, OpenAi, &limit, &full, Effect::None, true),
         (&pool, OpenAi, &key, &full, Effect::None, true),

@@ -148,12 +148,14 @@ impl SessionStatus {
 }
 
 /// The window of five hours that an Anthropic subscription counts in (SPEC 7.9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SessionWindow {
     /// Whether requests are let in.
     pub status: SessionStatus,
     /// From when to when, where the answer says it plausibly.
     pub span: Option<(SystemTime, SystemTime)>,
+    /// Which part of it is used, 1 being all of it; it may be somewhat more.
+    pub used: Option<f64>,
 }
 
 /// How long the session window is.
@@ -175,13 +177,28 @@ impl SessionWindow {
             (_, Some("rejected")) => SessionStatus::Rejected,
             _ => return None,
         };
-        Some(SessionWindow { status, span })
+        let used = used(headers, "5h");
+        Some(SessionWindow { status, span, used })
     }
 
     /// Whether a rate limit that stands against the account is over.
     pub fn clears_limit(&self) -> bool {
         self.status != SessionStatus::Rejected
     }
+}
+
+/// Which part of its seven days an Anthropic subscription has used, by the headers of any answer; 1 is all of it.
+pub fn weekly_use(headers: &HeaderMap) -> Option<f64> {
+    used(headers, "7d")
+}
+
+/// More of a window than this is used by nobody: it is another unit.
+const MOST_USED: f64 = 10.0;
+
+fn used(headers: &HeaderMap, window: &str) -> Option<f64> {
+    let name = format!("anthropic-ratelimit-unified-{window}-utilization");
+    let used = text(headers, &name).and_then(number)?;
+    (used <= MOST_USED).then_some(used)
 }
 
 /// The window that ends at a Unix timestamp, in seconds or milliseconds.

@@ -46,6 +46,7 @@ fn options(directory: &Path) -> Options {
         directory: directory.to_owned(),
         segment_bytes: 65_536,
         sync_interval: Duration::from_millis(1),
+        database: 0,
     }
 }
 

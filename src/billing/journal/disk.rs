@@ -10,7 +10,8 @@ use rustix::io::{Errno, retry_on_intr};
 
 /// Only the owner reads the journal: names and addresses are in it, secrets never.
 const FILE_MODE: u32 = 0o600;
-const DIRECTORY_MODE: u32 = 0o700;
+/// Of its folders.
+pub const DIRECTORY_MODE: u32 = 0o700;
 /// Zeros are written in pieces of this size where space cannot be set aside otherwise.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 

@@ -11,10 +11,15 @@ use crate::domain::JournalPosition;
 
 /// The first bytes of every segment.
 const MAGIC: [u8; 8] = *b"TOLLJRNL";
-/// Version of everything in this file and of the kinds of entries.
-pub const FORMAT_VERSION: u32 = 1;
-/// Magic, version, journal, segment, checksum.
-pub const HEADER_BYTES: u64 = 32;
+/// Version of everything in this file and of the kinds of entries. Later versions keep the length of the
+/// header and the places of magic, version and checksum in it.
+pub const FORMAT_VERSION: u32 = 2;
+/// The version before: its header does not name the database.
+const VERSION_WITHOUT_DATABASE: u32 = 1;
+/// Magic, version, journal, segment, database, checksum.
+pub const HEADER_BYTES: u64 = 40;
+/// The same without the database.
+pub const HEADER_BYTES_BEFORE: u64 = 32;
 /// Length and checksum.
 const LEAD_BYTES: usize = 8;
 /// Length, checksum and kind: the least that a frame has.
@@ -24,15 +29,16 @@ pub const END: u8 = 0xff;
 /// A buffer that grew beyond this in an outage is given back afterwards.
 const BUFFER_KEPT_BYTES: usize = 1 << 20;
 
-/// The header of a segment.
-pub fn header(journal: u64, segment: u64) -> [u8; HEADER_BYTES as usize] {
+/// The header of a segment. `database` is 0 when it is not known.
+pub fn header(journal: u64, segment: u64, database: u64) -> [u8; HEADER_BYTES as usize] {
     let mut bytes = [0; HEADER_BYTES as usize];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
     bytes[12..20].copy_from_slice(&journal.to_le_bytes());
     bytes[20..28].copy_from_slice(&segment.to_le_bytes());
-    let crc = crc32fast::hash(&bytes[..28]);
-    bytes[28..].copy_from_slice(&crc.to_le_bytes());
+    bytes[28..36].copy_from_slice(&database.to_le_bytes());
+    let crc = crc32fast::hash(&bytes[..36]);
+    bytes[36..].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
 
@@ -45,6 +51,10 @@ pub enum Header {
         journal: u64,
         /// Which.
         segment: u64,
+        /// The database that it goes to; 0 where that is not known.
+        database: u64,
+        /// Its length.
+        bytes: u64,
     },
     /// Written by a program of another version.
     Version(u32),
@@ -52,25 +62,40 @@ pub enum Header {
     Bad,
 }
 
-/// Reads a header.
-pub fn read_header(bytes: &[u8; HEADER_BYTES as usize]) -> Header {
-    let number = |at: usize| {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(eight)
-    };
-    let [.., a, b, c, d] = *bytes;
-    let checked = crc32fast::hash(&bytes[..28]) == u32::from_le_bytes([a, b, c, d]);
-    if bytes[..8] != MAGIC || !checked {
+/// Reads a header from the first bytes of a segment, [`HEADER_BYTES`] where it has so many.
+pub fn read_header(bytes: &[u8]) -> Header {
+    if bytes.get(..8) != Some(&MAGIC) {
         return Header::Bad;
     }
-    match u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) {
-        FORMAT_VERSION => Header::Good {
-            journal: number(12),
-            segment: number(20),
+    let Some(version) = number(bytes, 8).map(u32::from_le_bytes) else {
+        return Header::Bad;
+    };
+    let length = match version {
+        VERSION_WITHOUT_DATABASE => HEADER_BYTES_BEFORE,
+        _ => HEADER_BYTES,
+    };
+    let sum_at = length as usize - 4;
+    let checked = bytes.get(..sum_at).map(crc32fast::hash);
+    if checked.is_none() || number(bytes, sum_at).map(u32::from_le_bytes) != checked {
+        return Header::Bad;
+    }
+    let id = |at| number(bytes, at).map_or(0, u64::from_le_bytes);
+    match version {
+        VERSION_WITHOUT_DATABASE | FORMAT_VERSION => Header::Good {
+            journal: id(12),
+            segment: id(20),
+            database: match version {
+                FORMAT_VERSION => id(28),
+                _ => 0,
+            },
+            bytes: length,
         },
         other => Header::Version(other),
     }
+}
+
+fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
 }
 
 /// The checksum of an entry at its place; `crc` is that of kind and payload.

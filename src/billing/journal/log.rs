@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::Options;
 use super::disk::Disk;
 use super::entry::Encoded;
 use super::frame::{self, FRAME_BYTES, HEADER_BYTES, Pending};
@@ -71,6 +72,7 @@ pub struct Log {
     directory: PathBuf,
     segment_bytes: u64,
     journal: u64,
+    database: u64,
     current: Option<Current>,
     next_number: u64,
     pending: Pending,
@@ -100,17 +102,17 @@ impl Log {
     /// A log that goes on after `old`.
     pub fn new(
         disk: Arc<dyn Disk>,
-        directory: PathBuf,
-        segment_bytes: u64,
+        options: &Options,
         journal: u64,
         next_number: u64,
         old: VecDeque<Old>,
     ) -> Log {
         Log {
             disk,
-            directory,
-            segment_bytes,
+            directory: options.directory.clone(),
+            segment_bytes: options.segment_bytes,
             journal,
+            database: options.database,
             current: None,
             next_number,
             pending: Pending::default(),
@@ -252,7 +254,7 @@ impl Log {
             self.disk.extend(&spare.file, spare.bytes, least)?;
             spare.bytes = least;
         }
-        let header = frame::header(self.journal, self.next_number);
+        let header = frame::header(self.journal, self.next_number, self.database);
         self.disk.write(&spare.file, &header, 0)?;
         let path = self.directory.join(segment_name(self.next_number));
         self.disk.rename(&spare.path, &path)

@@ -222,7 +222,7 @@ impl Reader {
     }
 
     /// Whether a frame stands at this place, past the buffer.
-    fn stands_at(&self, offset: u64) -> bool {
+    pub fn stands_at(&self, offset: u64) -> bool {
         let at = JournalPosition { offset, ..self.at };
         let file = self.file.get_ref();
         let mut lead = [0; FRAME_BYTES as usize];

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::codec::DecodeError;
 use super::entry::Entry;
-use super::frame::{self, FORMAT_VERSION, HEADER_BYTES, Header, read_header};
+use super::frame::{FORMAT_VERSION, HEADER_BYTES, HEADER_BYTES_BEFORE, Header, read_header};
 use super::log::{segment_name, segment_number};
 use super::reader::{Reader, Step};
 use crate::domain::{JournalPosition, Money, UserId};
@@ -28,7 +28,7 @@ pub enum Damage {
     #[error("the segment belongs to the journal {0:016x}")]
     Foreign(u64),
     /// Of a program of another version. Never skipped in silence.
-    #[error("the segment has the format {0}, this version reads {FORMAT_VERSION}")]
+    #[error("the segment has the format {0}, this version reads up to {FORMAT_VERSION}")]
     Version(u32),
     /// An entry that is whole, but not understood.
     #[error("an entry cannot be read: {0}")]
@@ -66,6 +66,7 @@ pub struct Tail {
 pub struct Scan {
     directory: PathBuf,
     journal: Option<u64>,
+    database: Option<u64>,
     segments: VecDeque<u64>,
     last_listed: u64,
     reader: Option<Reader>,
@@ -91,14 +92,18 @@ impl Scan {
     /// Of this folder. One that is not there is an empty journal.
     pub fn new(directory: &Path) -> io::Result<Scan> {
         let segments = list(directory, 0)?;
-        // The newest that can be read says which journal it is.
-        let id = |number: &u64| match header_of(&directory.join(segment_name(*number))) {
-            Ok(Header::Good { journal, .. }) => Some(journal),
+        // The newest that can be read says which journal it is, and of which database.
+        let ids = |number: &u64| match header_of(&directory.join(segment_name(*number))) {
+            Ok(Header::Good {
+                journal, database, ..
+            }) => Some((journal, database)),
             _ => None,
         };
+        let newest = segments.iter().rev().find_map(ids);
         Ok(Scan {
             directory: directory.to_owned(),
-            journal: segments.iter().rev().find_map(id),
+            journal: newest.map(|(journal, _)| journal),
+            database: newest.map(|(_, id)| id).filter(|id| *id != 0),
             last_listed: segments.back().copied().unwrap_or(0),
             segments,
             reader: None,
@@ -113,6 +118,11 @@ impl Scan {
     /// The journal's id, where a segment says it.
     pub fn journal(&self) -> Option<u64> {
         self.journal
+    }
+
+    /// The database that it goes to, where a segment says it.
+    pub fn database(&self) -> Option<u64> {
+        self.database
     }
 
     /// Segments that were read, or could not be.
@@ -182,13 +192,25 @@ impl Scan {
             Ok(Header::Bad) => {}
         }
         let bad = matches!(header, Ok(Header::Bad));
-        let at = JournalPosition {
+        let begin = match header {
+            Ok(Header::Good { bytes, .. }) => bytes,
+            _ => HEADER_BYTES,
+        };
+        let mut at = JournalPosition {
             // Without any header nothing can be read; whether there is anything is seen.
             journal: self.journal.unwrap_or(0),
             segment: number,
-            offset: HEADER_BYTES,
+            offset: begin,
         };
-        let mut reader = match Reader::open(&path, at) {
+        let opened = Reader::open(&path, at).and_then(|reader| {
+            // A header that cannot be read may be one of the version before.
+            at.offset = HEADER_BYTES_BEFORE;
+            match bad && reader.stands_at(HEADER_BYTES_BEFORE) {
+                true => Reader::open(&path, at),
+                false => Ok(reader),
+            }
+        });
+        let mut reader = match opened {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
             Err(error) => {
                 self.damage(number, 0, error.into());
@@ -335,13 +357,13 @@ pub fn list(directory: &Path, after: u64) -> io::Result<VecDeque<u64>> {
     Ok(numbers.into())
 }
 
-fn header_of(path: &Path) -> io::Result<Header> {
-    let mut bytes = [0; HEADER_BYTES as usize];
-    match File::open(path)?.read_exact(&mut bytes) {
-        Ok(()) => Ok(read_header(&bytes)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(frame::Header::Bad),
-        Err(error) => Err(error),
-    }
+/// What the header of a segment says.
+pub fn header_of(path: &Path) -> io::Result<Header> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
+    File::open(path)?
+        .take(HEADER_BYTES)
+        .read_to_end(&mut bytes)?;
+    Ok(read_header(&bytes))
 }
 
 /// What the requests of each user hold whose end is not in the journal of this folder.

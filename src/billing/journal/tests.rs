@@ -1,6 +1,7 @@
 //! The journal against a real folder, and against a disk that fails when it is told to.
 
 mod bytes;
+mod databases;
 mod failures;
 mod histories;
 mod keeping;
@@ -29,6 +30,9 @@ const SMALL: Tuning = Tuning {
     room_bytes: 512,
     headroom_bytes: 1024,
 };
+
+/// The database of these tests.
+const DATABASE: u64 = 0xd1;
 
 /// A record of that request.
 fn record(request_id: &str) -> UsageRecord {
@@ -127,6 +131,7 @@ fn options(directory: &Path, segment_bytes: u64) -> Options {
         directory: directory.join("journal"),
         segment_bytes,
         sync_interval: Duration::from_millis(1),
+        database: DATABASE,
     }
 }
 

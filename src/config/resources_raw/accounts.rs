@@ -71,8 +71,11 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
         ];
         f.choice(&choices.map(|t| (t.as_str(), t)))
     });
-    if platform.is_some_and(|p| p != Platform::OpenAi) || account_type != AccountType::ApiKey {
-        item.warn("this version sends requests only through openai accounts of type api_key");
+    if platform.is_some_and(|platform| !is_served(platform, account_type)) {
+        item.warn(
+            "this version sends requests only through openai accounts of type api_key and \
+             anthropic accounts of type api_key, oauth and setup_token",
+        );
     }
     Some(AccountResource {
         enabled: table.or("enabled", true, Field::flag),
@@ -104,6 +107,15 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
     })
 }
 
+/// Whether this version sends requests through accounts of this kind.
+fn is_served(platform: Platform, account_type: AccountType) -> bool {
+    match platform {
+        Platform::OpenAi => account_type == AccountType::ApiKey,
+        Platform::Anthropic => account_type != AccountType::Upstream,
+        Platform::Gemini | Platform::Antigravity => false,
+    }
+}
+
 fn credentials(account: &Table<'_>, account_type: AccountType) -> Credentials {
     const API_KEY: &str = "the provider's key, `${ENV_NAME}` or `file:/path`";
     let mut credentials = Credentials::default();
@@ -132,7 +144,12 @@ fn credentials(account: &Table<'_>, account_type: AccountType) -> Credentials {
             "api_key" => credentials.api_key = header_secret(&field, API_KEY).unwrap_or_default(),
             "base_url" => credentials.base_url = base_url(&field),
             key => {
-                if let Some(value) = secret(&field, "a text") {
+                // A token is sent in a header.
+                let read = match key {
+                    "access_token" => header_secret(&field, "the provider's token"),
+                    _ => secret(&field, "a text"),
+                };
+                if let Some(value) = read {
                     credentials.other.insert(key.to_string(), value);
                 }
             }

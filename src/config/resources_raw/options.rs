@@ -7,11 +7,12 @@ use crate::config::check::timezone;
 use crate::config::field::Field;
 use crate::config::keys::nearest;
 use crate::domain::account::options::{
-    self, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DAYS, DURATION_MINUTES, FIXED, HOURS,
-    POOL_MODE, POOL_MODE_RETRY_COUNT, POOL_RETRIES, QUOTA_DAILY_LIMIT, QUOTA_DAILY_RESET_HOUR,
-    QUOTA_DAILY_RESET_MODE, QUOTA_LIMIT, QUOTA_RESET_TIMEZONE, QUOTA_WEEKLY_LIMIT,
-    QUOTA_WEEKLY_RESET_DAY, QUOTA_WEEKLY_RESET_HOUR, QUOTA_WEEKLY_RESET_MODE, RESET_MODES,
-    STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED, TEMP_UNSCHEDULABLE_RULES,
+    self, ANTHROPIC_PASSTHROUGH, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DAYS,
+    DURATION_MINUTES, FIXED, HOURS, POOL_MODE, POOL_MODE_RETRY_COUNT, POOL_RETRIES,
+    QUOTA_DAILY_LIMIT, QUOTA_DAILY_RESET_HOUR, QUOTA_DAILY_RESET_MODE, QUOTA_LIMIT,
+    QUOTA_RESET_TIMEZONE, QUOTA_WEEKLY_LIMIT, QUOTA_WEEKLY_RESET_DAY, QUOTA_WEEKLY_RESET_HOUR,
+    QUOTA_WEEKLY_RESET_MODE, RESET_MODES, STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED,
+    TEMP_UNSCHEDULABLE_RULES,
 };
 
 /// Options of accounts that the specification names and that have no effect in this version.
@@ -30,7 +31,6 @@ const LATER_OPTIONS: &[&str] = &[
     "user_msg_queue_mode",
     "codex_cli_only",
     "openai_passthrough",
-    "anthropic_passthrough",
     "cache_ttl_override_enabled",
     "cache_ttl_override_target",
     "allow_overages",
@@ -105,7 +105,10 @@ pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
 
 fn check(key: &str, value: &Field<'_>) {
     match key {
-        POOL_MODE | CUSTOM_ERROR_CODES_ENABLED | TEMP_UNSCHEDULABLE_ENABLED => {
+        POOL_MODE
+        | CUSTOM_ERROR_CODES_ENABLED
+        | TEMP_UNSCHEDULABLE_ENABLED
+        | ANTHROPIC_PASSTHROUGH => {
             value.flag();
         }
         POOL_MODE_RETRY_COUNT => {

@@ -697,6 +697,7 @@ fn what_is_stored_but_has_no_effect_is_said() {
         \x20   fallback_group: h, min_client_version: 1.2.3, model_routing: {'a*': [x]}, image_prices: {1k: 0.04, 2k: null}}\n\
          - {name: h, platform: openai, claude_code_only: false, fallback_group: null, model_routing: {}, image_prices: {1k: null}}\n\
          accounts:\n- {name: a, platform: anthropic, type: oauth, credentials: {access_token: t}, extra: {base_rpm: 5, pool_mod: true}}\n\
+         - {name: b, platform: gemini, credentials: {api_key: k}}\n\
          users:\n- {name: u, rpm_limit: 3}\n\
          api_keys:\n- {name: k, user: u, rate_limits: {1d: 2.50}, ip_deny: [somewhere]}\n",
     ])
@@ -730,7 +731,7 @@ fn what_is_stored_but_has_no_effect_is_said() {
         "groups[0] \"g\".fallback_group: stored",
         "groups[0] \"g\".min_client_version: stored",
         "groups[0] \"g\".model_routing: stored",
-        "accounts[0] \"a\": this version sends requests only through openai accounts of type api_key",
+        "accounts[1] \"b\": this version sends requests only through openai accounts of type api_key",
         "accounts[0] \"a\".extra.base_rpm: stored, but not used by this version",
         "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
         "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",

@@ -43,8 +43,11 @@ pub const QUOTA_WEEKLY_RESET_DAY: &str = "quota_weekly_reset_day";
 /// See [`AccountQuota::tz`].
 pub const QUOTA_RESET_TIMEZONE: &str = "quota_reset_timezone";
 
+/// Whether an account of Anthropic's gets requests as nearly as possible as clients write them.
+pub const ANTHROPIC_PASSTHROUGH: &str = "anthropic_passthrough";
+
 /// Every option here.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 16] = [
     POOL_MODE,
     POOL_MODE_RETRY_COUNT,
     CUSTOM_ERROR_CODES_ENABLED,
@@ -60,6 +63,7 @@ pub const ALL: [&str; 15] = [
     QUOTA_WEEKLY_RESET_DAY,
     QUOTA_WEEKLY_RESET_HOUR,
     QUOTA_RESET_TIMEZONE,
+    ANTHROPIC_PASSTHROUGH,
 ];
 
 /// What a rule of [`TEMP_UNSCHEDULABLE_RULES`] may say.

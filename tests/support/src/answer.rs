@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
 
+use crate::anthropic;
 use crate::gate::Gate;
 use crate::openai;
 use crate::received::Received;
@@ -152,6 +153,11 @@ impl Answer {
     /// An OpenAI error object with this `code`.
     pub fn error(status: u16, code: &str) -> Self {
         Self::body(status, "application/json", openai::error(status, code))
+    }
+
+    /// An Anthropic error object with this message and the type that goes with the status.
+    pub fn anthropic_error(status: u16, text: &str) -> Self {
+        Self::body(status, "application/json", anthropic::error(status, text))
     }
 
     /// A status with an empty body and nothing else.

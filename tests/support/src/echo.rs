@@ -2,8 +2,9 @@
 //! and answers as the API would, always with the model name it received.
 //!
 //! A function tool in the request is called (with made-up arguments) until the input holds a
-//! `function_call_output`; otherwise the answer is a text that says how long the request was.
-//! These model names ask for something else:
+//! `function_call_output` (Anthropic: a `tool_result`); otherwise the answer is a text that says how
+//! long the request was. Anthropic's dialect thinks first when it is asked to, and counts a token for
+//! each byte. These model names ask for something else:
 //!
 //! | model | answer |
 //! |---|---|
@@ -17,6 +18,10 @@
 //! | `fake-reset` | a stream reset after two deltas; JSON: reset |
 //! | `fake-close` | a stream cut after two deltas; JSON: closed |
 //! | `fake-failed`, `fake-incomplete` | a stream ending so |
+//! | `fake-thinking` | Anthropic: thinking, asked for or not |
+//! | `fake-error-N` | Anthropic: a stream of N events and an `error` event |
+
+mod anthropic;
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +54,9 @@ struct Ask<'a> {
 /// The suitable answer.
 pub fn answer(request: &Received) -> Answer {
     let id = id();
+    if is_anthropic(request) {
+        return anthropic_answer(request, &id);
+    }
     let answer = match (request.method.as_str(), request.path()) {
         ("GET", "/v1/models") => json(openai::models(&["fake-text", "fake-tool"])),
         ("GET", "/v1/responses") => Answer::error(426, "upgrade_required"),
@@ -63,6 +71,44 @@ pub fn answer(request: &Received) -> Answer {
         Reply::Response(_) => answer
             .header("x-request-id", &id.replace("resp_", "req_"))
             .header("openai-processing-ms", "5"),
+        _ => answer,
+    }
+}
+
+/// An error in the dialect of the request; `code` is Anthropic's text.
+pub fn error(request: &Received, status: u16, code: &str) -> Answer {
+    match is_anthropic(request) {
+        true => Answer::anthropic_error(status, code),
+        false => Answer::error(status, code),
+    }
+}
+
+fn is_anthropic(request: &Received) -> bool {
+    let path = request.path();
+    path.starts_with("/v1/messages")
+        || path == "/v1/models" && request.header("anthropic-version").is_some()
+}
+
+fn anthropic_answer(request: &Received, id: &str) -> Answer {
+    let ask = || serde_json::from_slice(&request.body);
+    let length = request.body.len();
+    let answer = match (request.method.as_str(), request.path()) {
+        ("GET", "/v1/models") => json(crate::anthropic::models(&["fake-text", "fake-tool"])),
+        ("POST", "/v1/messages") => match ask() {
+            Ok(ask) => anthropic::messages(&ask, &id.replace("resp_", "msg_"), length),
+            Err(_) => Answer::anthropic_error(400, "invalid JSON"),
+        },
+        ("POST", "/v1/messages/count_tokens") => match ask() {
+            Ok(ask) => anthropic::count_tokens(&ask, length),
+            Err(_) => Answer::anthropic_error(400, "invalid JSON"),
+        },
+        _ => Answer::anthropic_error(404, "Not Found"),
+    };
+    match answer.reply {
+        Reply::Response(_) => answer
+            .header("request-id", &id.replace("resp_", "req_"))
+            .header("anthropic-organization-id", "org-fake")
+            .header("anthropic-ratelimit-requests-remaining", "999"),
         _ => answer,
     }
 }
@@ -164,7 +210,7 @@ fn wanted_call(ask: &Ask<'_>, kind: &str) -> Option<(String, String)> {
 }
 
 /// Something that satisfies a simple JSON schema: its required properties, or all when it names
-/// none. A command-line client may really run a `cmd`, so that one is harmless.
+/// none. A command-line client may really run a `cmd` or `command`, so that one is harmless.
 fn arguments(schema: &Value) -> String {
     let mut made = serde_json::Map::new();
     let required = schema["required"].as_array();
@@ -178,7 +224,9 @@ fn arguments(schema: &Value) -> String {
             (None, Some("boolean")) => Value::from(true),
             (None, Some("array")) => Value::Array(vec![]),
             (None, Some("object")) => Value::Object(serde_json::Map::new()),
-            (None, Some("string")) if name == "cmd" => Value::from("echo example"),
+            (None, Some("string")) if name == "cmd" || name == "command" => {
+                Value::from("echo example")
+            }
             _ => Value::from("example"),
         };
         made.insert(name.clone(), value);

@@ -3,8 +3,9 @@
 //!
 //! - [`FakeUpstream`] listens on `127.0.0.1`, answers what it was told to ([`Answer`], [`Plans`])
 //!   and remembers everything it received ([`Received`]).
-//! - [`openai`] renders answers the official SDKs accept; [`echo`] chooses one by looking at the
-//!   request, which is what a fake upstream does when it was told nothing.
+//! - [`openai`] and [`anthropic`] render answers the official SDKs accept; [`echo`] chooses one by
+//!   looking at the request, which is what a fake upstream does when it was told nothing. One fake
+//!   speaks both dialects, each on its own paths.
 //! - [`H1Client`] and [`H2Client`] send exact bytes and read answers piece by piece.
 //! - [`TestCa`] makes the certificates for the TLS sides.
 //!
@@ -14,6 +15,7 @@
 //! The same fake runs as a program, `fake-upstream`, for the SDK tests and the load comparison.
 
 pub mod answer;
+pub mod anthropic;
 pub mod client;
 pub mod echo;
 pub mod gate;

@@ -60,10 +60,12 @@ impl Received {
         self.header("host").or_else(|| self.header(":authority"))
     }
 
-    /// The bearer token of the `Authorization` field (its whole value when it is no bearer).
+    /// The bearer token of the `Authorization` field (its whole value when it is no bearer), else the
+    /// `x-api-key`.
     pub fn credential(&self) -> Option<&str> {
-        let value = self.header("authorization")?;
-        Some(value.strip_prefix("Bearer ").unwrap_or(value))
+        let bearer = self.header("authorization");
+        let token = bearer.map(|value| value.strip_prefix("Bearer ").unwrap_or(value));
+        token.or_else(|| self.header("x-api-key"))
     }
 
     /// The target up to its query.

@@ -148,7 +148,7 @@ impl FakeUpstream {
         answers.into_iter().for_each(|answer| self.push(answer));
     }
 
-    /// Adds an answer to the queue of one credential (a bearer token).
+    /// Adds an answer to the queue of one credential (a bearer token or an `x-api-key`).
     pub fn push_for(&self, credential: &str, answer: Answer) {
         self.shared.plans.lock().push_for(credential, answer);
     }

@@ -352,6 +352,102 @@ async fn echoes_what_suits_the_request() {
 }
 
 #[tokio::test]
+async fn echoes_both_dialects_on_one_port() {
+    const MESSAGES: &str = "/v1/messages";
+    let upstream = FakeUpstream::start().await;
+    let ask = |path: &'static str, body: serde_json::Value| {
+        let address = upstream.address();
+        async move {
+            let request = Request::post(path, body.to_string()).header("x-api-key", "k");
+            let mut client = H1Client::connect(address).await.expect("connected");
+            client.request(&request).await.expect("answered")
+        }
+    };
+    let said = json!([{"role": "user", "content": "hi"}]);
+    let plain = ask(MESSAGES, json!({"model": "claude-x", "messages": said})).await;
+    assert_eq!(plain.json()["model"], "claude-x");
+    assert_eq!(plain.json()["content"][0]["type"], "text");
+    assert_eq!(plain.json()["usage"]["cache_creation_input_tokens"], 47);
+    assert_eq!(plain.header("anthropic-organization-id"), Some("org-fake"));
+    assert!(plain.header("request-id").is_some());
+
+    let tools = json!([{"type": "web_search_20250305", "name": "web_search"},
+        {"name": "weather", "input_schema": {"type": "object"}},
+        {"name": "Bash", "input_schema": {"type": "object", "required": ["command"],
+            "properties": {"command": {"type": "string"}, "timeout": {"type": "number"}}}}]);
+    let thinking = json!({"type": "adaptive"});
+    let call = ask(
+        MESSAGES,
+        json!({"model": "claude-x", "messages": said, "tools": tools, "thinking": thinking}),
+    );
+    let call = call.await.json();
+    assert_eq!(call["content"][0]["type"], "thinking");
+    assert_eq!(call["content"][1]["name"], "Bash");
+    assert_eq!(
+        call["content"][1]["input"],
+        json!({"command": "echo example"})
+    );
+    assert_eq!(call["stop_reason"], "tool_use");
+    let result = json!([{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_fake"}]}]);
+    let done = ask(
+        MESSAGES,
+        json!({"model": "claude-x", "messages": result, "tools": tools}),
+    );
+    assert_eq!(done.await.json()["stop_reason"], "end_turn");
+
+    let stream = ask(MESSAGES, json!({"model": "fake-deltas-3", "stream": true})).await;
+    let types = stream.event_types();
+    let deltas = types.iter().filter(|kind| *kind == "content_block_delta");
+    assert_eq!(deltas.count(), 3);
+    assert_eq!(types.last().map(String::as_str), Some("message_stop"));
+    for (model, events) in [("fake-failed", 2), ("fake-error-0", 1), ("fake-error-4", 5)] {
+        let types = ask(MESSAGES, json!({"model": model, "stream": true}))
+            .await
+            .event_types();
+        assert_eq!(types.len(), events, "{model}");
+        assert_eq!(types.last().map(String::as_str), Some("error"), "{model}");
+    }
+
+    let body = json!({"model": "claude-x", "messages": said});
+    let length = body.to_string().len();
+    let counted = ask("/v1/messages/count_tokens", body).await;
+    assert_eq!(counted.json(), json!({"input_tokens": length}));
+    for path in [MESSAGES, "/v1/messages/count_tokens"] {
+        let busy = ask(path, json!({"model": "fake-529"})).await;
+        assert_eq!(busy.status, 529);
+        assert_eq!(busy.json()["error"]["type"], "overloaded_error");
+    }
+    let lost = ask("/v1/messages/batches", json!({})).await;
+    assert_eq!(
+        (lost.status, &lost.json()["error"]["type"]),
+        (404, &json!("not_found_error"))
+    );
+
+    // The models in the dialect that is asked for, and plans for a key of either kind.
+    let models = |header: Option<&'static str>| {
+        let mut request = Request::get("/v1/models");
+        if let Some(version) = header {
+            request = request.header("anthropic-version", version);
+        }
+        let address = upstream.address();
+        async move {
+            let mut client = H1Client::connect(address).await.expect("connected");
+            client.request(&request).await.expect("answered").json()
+        }
+    };
+    assert_eq!(models(Some("2023-06-01")).await["data"][0]["type"], "model");
+    assert_eq!(models(None).await["data"][0]["object"], "model");
+    upstream.push_for("k", Answer::anthropic_error(400, "prompt is too long"));
+    let planned = ask(MESSAGES, json!({"model": "claude-x"})).await;
+    assert_eq!(
+        (planned.status, &planned.json()["error"]["message"]),
+        (400, &json!("prompt is too long"))
+    );
+    let seen = upstream.requests();
+    assert_eq!(seen.last().and_then(Received::credential), Some("k"));
+}
+
+#[tokio::test]
 async fn says_continue_when_asked() {
     let upstream = FakeUpstream::start().await;
     let mut client = H1Client::connect(upstream.address())

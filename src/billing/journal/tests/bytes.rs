@@ -347,11 +347,11 @@ fn a_segment_of_a_later_version_is_not_passed_over() {
     let directory = written();
     let path = &segments(directory.path())[0];
     let mut bytes = std::fs::read(path).unwrap();
-    bytes[8] = 2;
-    let crc = crc32fast::hash(&bytes[..28]);
-    bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+    bytes[8] = 3;
+    let crc = crc32fast::hash(&bytes[..36]);
+    bytes[36..40].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(path, bytes).unwrap();
     let opened = Journal::open(options(directory.path(), 0), None);
     let error = opened.unwrap_err().to_string();
-    assert!(error.contains("has the format 2"), "{error}");
+    assert!(error.contains("has the format 3"), "{error}");
 }

@@ -180,11 +180,11 @@ fn damage_is_told_and_the_rest_is_read() {
     let after = crash(&directory);
     let path = segments(after.path())[1].clone();
     let mut bytes = std::fs::read(&path).unwrap();
-    bytes[40] ^= 1;
+    bytes[48] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let (journal, recovered) = small(after.path(), None);
     assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
-    assert!(recovered.damage[0].contains(":2:32: "));
+    assert!(recovered.damage[0].contains(":2:40: "));
     assert!(recovered.damage[0].contains(" bytes cannot be read; what follows them can"));
     // One is lost.
     let ids = settled_ids(&recovered);

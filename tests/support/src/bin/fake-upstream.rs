@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tollgate_test_support::{Alpn, Answer, FakeUpstream, Received, TestCa, echo};
 
-/// A fake OpenAI-like provider; special model names ask for errors, delays and tool calls.
+/// A fake provider, like OpenAI and like Anthropic; special model names ask for errors, delays and tool calls.
 #[derive(Parser)]
 struct Arguments {
     /// Port of 127.0.0.1, 0 = a free one.
@@ -24,8 +24,8 @@ struct Arguments {
     /// Answer 413 to a longer body, 0 = never.
     #[arg(long, default_value_t = 0)]
     max_body: u64,
-    /// Accept only this bearer token, and answer 401 to others; a token `sk-fake-STATUS` is
-    /// answered with that status either way.
+    /// Accept only this bearer token or x-api-key, and answer 401 to others; a token
+    /// `sk-fake-STATUS` is answered with that status either way.
     #[arg(long)]
     key: Option<String>,
     /// Print a line for every request to stderr: method, target, bytes, model.
@@ -88,13 +88,13 @@ fn answer(request: &Received, key: Option<&str>, max_body: u64) -> Answer {
     let credential = request.credential().unwrap_or_default();
     let asked = credential.strip_prefix("sk-fake-");
     if let Some(status) = asked.and_then(|status| status.parse().ok()) {
-        return Answer::error(status, "fake_error");
+        return echo::error(request, status, "fake_error");
     }
     if key.is_some_and(|key| key != credential) {
-        return Answer::error(401, "invalid_api_key");
+        return echo::error(request, 401, "invalid_api_key");
     }
     if max_body > 0 && request.body_bytes > max_body {
-        return Answer::error(413, "request_too_large");
+        return echo::error(request, 413, "request_too_large");
     }
     echo::answer(request)
 }
