@@ -486,9 +486,13 @@ impl Exchange {
     /// Whether a client may take what it has by now for the whole answer. Not yet after an error in a stream
     /// that has told no usage: that may still follow.
     fn is_all_said(&mut self) -> bool {
+        // Asked for every piece that is handed out; looking closer costs more, and is for the end.
+        if !self.answer.complete {
+            return self.relay.is_whole();
+        }
         self.relay.look(&mut self.answer);
         let may_tell_usage = self.answer.failed && self.answer.usage.is_none();
-        self.answer.complete && !may_tell_usage || self.relay.is_whole()
+        !may_tell_usage || self.relay.is_whole()
     }
 
     /// Settles the request by what has been seen of its answer. Only the first call counts.
