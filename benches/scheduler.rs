@@ -63,6 +63,8 @@ fn account(id: i64, model_mapping: ModelMapping) -> Account {
         proxy: None,
         error_policy: ErrorPolicy::default(),
         quota: AccountQuota::default(),
+        soft_limits: Default::default(),
+        habits: Default::default(),
         extra: serde_json::Map::new(),
         paused: false,
         resumed_at: None,

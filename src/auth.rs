@@ -30,6 +30,34 @@ pub struct Principal {
     pub subscription: Option<Arc<Subscription>>,
 }
 
+impl Principal {
+    fn new(
+        directory: &Directory,
+        key: &Arc<ApiKey>,
+        user: &Arc<User>,
+        group: &Arc<Group>,
+    ) -> Principal {
+        let own_multiplier = user.group_multipliers.get(&group.id);
+        let subscription = match group.subscription_type {
+            SubscriptionType::Subscription => directory.subscription(user.id, group.id),
+            SubscriptionType::Standard => None,
+        };
+        Principal {
+            key: key.clone(),
+            user: user.clone(),
+            group: group.clone(),
+            multiplier: own_multiplier.copied().unwrap_or(group.rate_multiplier),
+            subscription: subscription.cloned(),
+        }
+    }
+
+    /// The same key and user in another group, which its own group's rules send the request on to. Whether it
+    /// may be used there is not asked here.
+    pub fn in_group(&self, directory: &Directory, group: &Arc<Group>) -> Principal {
+        Principal::new(directory, &self.key, &self.user, group)
+    }
+}
+
 /// What the principal is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
@@ -160,17 +188,7 @@ pub fn authenticate(
     }
     // Last, as "group required" stands behind authentication (SPEC 1.1, 1.4).
     let group = group.ok_or(AuthError::GroupMissing)?;
-    Ok(Principal {
-        key: key.clone(),
-        user: user.clone(),
-        group: group.clone(),
-        multiplier: user
-            .group_multipliers
-            .get(&group.id)
-            .copied()
-            .unwrap_or(group.rate_multiplier),
-        subscription: subscription.filter(|_| by_subscription).cloned(),
-    })
+    Ok(Principal::new(directory, key, user, group))
 }
 
 /// Whether there is anything left to spend: the last checks, made again after a wait.

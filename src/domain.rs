@@ -21,7 +21,7 @@ pub mod usage_record;
 pub mod user;
 pub mod window;
 
-pub use account::{Account, AccountStatus, AccountType, Credentials};
+pub use account::{Account, AccountStatus, AccountType, Credentials, Habits, MessageQueueMode};
 pub use api_key::{ApiKey, ApiKeyStatus, KeyHash};
 pub use channel::{
     BillingModelSource, Channel, ChannelPrice, ClassPrices, PriceInterval, PricingMode,
@@ -29,7 +29,7 @@ pub use channel::{
 pub use condition::{Condition, ConditionKind, Conditions};
 pub use directory::{Directory, Objects};
 pub use egress::{EgressCredential, EgressError, EgressProxy, EgressScheme};
-pub use group::{Group, SubscriptionType};
+pub use group::{Group, GroupRules, SubscriptionType};
 pub use ids::{AccountId, ApiKeyId, ChannelId, GroupId, SubscriptionId, UserId};
 pub use journal::JournalPosition;
 pub use mapping::ModelMapping;

@@ -10,6 +10,7 @@ mod lines;
 pub mod memory;
 mod owners;
 mod responses;
+mod rpm;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -244,6 +245,13 @@ pub trait LiveState: Send + Sync + 'static {
 
     /// A success: forgets the strikes.
     async fn forgive(&self, account: AccountId) -> Result<(), StateError>;
+
+    /// Counts a request that `account` has served in the minute of `now`.
+    async fn count_request(&self, account: AccountId, now: DateTime<Utc>)
+    -> Result<(), StateError>;
+
+    /// Requests that `account` has served in the minute of `now`. Cheap: what is known here.
+    fn requests_in_minute(&self, account: AccountId, now: DateTime<Utc>) -> u32;
 
     /// Says that this process still runs: its leases stay its own. To be called every
     /// [`OWNER_RENEWAL`]; after [`OWNER_LIFE`] without, any other process takes them back.

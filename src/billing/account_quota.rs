@@ -112,6 +112,8 @@ mod tests {
             proxy: None,
             error_policy: ErrorPolicy::default(),
             quota,
+            soft_limits: Default::default(),
+            habits: Default::default(),
             extra: serde_json::Map::new(),
             paused: false,
             resumed_at,

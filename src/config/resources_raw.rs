@@ -37,9 +37,6 @@ const KINDS: &[&str] = &[
     "prices",
 ];
 
-/// What a warning says about a field that this version keeps but does not act on.
-const NOT_ENFORCED: &str = "stored, but not enforced by this version";
-
 /// Reads resource files (`-` = standard input). Secrets written `${NAME}` come from `env`. The
 /// second part of the result is what is no mistake but worth saying.
 ///

@@ -2,9 +2,11 @@
 
 pub mod options;
 pub mod quota;
+pub mod soft_limits;
 
 use chrono::{DateTime, Utc};
 use quota::AccountQuota;
+use soft_limits::SoftLimits;
 use tollgate_filters::edits::anthropic::dated_model;
 use tollgate_filters::verdict::ErrorPolicy;
 
@@ -93,12 +95,50 @@ pub struct Account {
     pub error_policy: ErrorPolicy,
     /// What may be used through it: [`options::account_quota`] of `extra`.
     pub quota: AccountQuota,
+    /// What keeps new work from it without its being at fault.
+    pub soft_limits: SoftLimits,
+    /// How requests are treated that it serves.
+    pub habits: Habits,
     /// Options named as in the specification.
     pub extra: serde_json::Map<String, serde_json::Value>,
     /// Taken out by `tollgate accounts pause`.
     pub paused: bool,
     /// When `tollgate accounts resume` was last said: cool-downs begun before are void.
     pub resumed_at: Option<DateTime<Utc>>,
+}
+
+/// How requests are treated that an account serves: options of `extra`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Habits {
+    /// Requests that a program makes for itself (warm-up, titles, probes) are answered here.
+    pub intercepts: bool,
+    /// An account of Antigravity that also serves the groups of Anthropic's and Gemini's platforms it is in.
+    pub mixed_scheduling: bool,
+    /// Whether messages of users are sent one after another; `None` = as the configuration says.
+    pub message_queue: Option<MessageQueueMode>,
+}
+
+/// How messages of users follow each other at one account (SPEC 9.7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MessageQueueMode {
+    /// As they come.
+    #[default]
+    Off,
+    /// One after another, the next some time after the last was accepted.
+    Serialize,
+    /// As they come, each after the time that serialized ones would leave between them.
+    Throttle,
+}
+
+impl MessageQueueMode {
+    /// All of them.
+    pub const ALL: [MessageQueueMode; 3] = [
+        MessageQueueMode::Off,
+        MessageQueueMode::Serialize,
+        MessageQueueMode::Throttle,
+    ];
+    /// Their names, in the same order.
+    pub const NAMES: [&str; 3] = ["off", "serialize", "throttle"];
 }
 
 impl Account {

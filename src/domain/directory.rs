@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tollgate_filters::passthrough::Rule;
 
 use super::{
-    Account, AccountId, ApiKey, Channel, Group, GroupId, KeyHash, Subscription, User, UserId,
+    Account, AccountId, ApiKey, Channel, Group, GroupId, GroupRules, KeyHash, Subscription, User,
+    UserId,
 };
 use crate::domain::price::PriceMap;
 
@@ -17,6 +18,7 @@ pub struct Directory {
     /// The store's change counter this picture was read at.
     pub version: i64,
     groups: HashMap<GroupId, Arc<Group>>,
+    rules: HashMap<GroupId, Arc<GroupRules>>,
     accounts: HashMap<AccountId, Arc<Account>>,
     accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>>,
     users: HashMap<UserId, Arc<User>>,
@@ -73,6 +75,15 @@ impl Directory {
             }
         }
         error_rules.sort_by(|a, b| (a.priority, &a.name).cmp(&(b.priority, &b.name)));
+        let group_ids = groups.iter().map(|g| (g.name.as_str(), g.id)).collect();
+        let account_ids = accounts.iter().map(|a| (a.name.as_str(), a.id)).collect();
+        let rules = groups
+            .iter()
+            .map(|group| {
+                let rules = GroupRules::new(&group.options, &group_ids, &account_ids);
+                (group.id, Arc::new(rules))
+            })
+            .collect();
         let accounts: HashMap<_, _> = accounts.into_iter().map(|a| (a.id, Arc::new(a))).collect();
         let mut accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>> = HashMap::new();
         for account in accounts.values() {
@@ -88,6 +99,7 @@ impl Directory {
         }
         Directory {
             version,
+            rules,
             groups: groups.into_iter().map(|g| (g.id, Arc::new(g))).collect(),
             accounts,
             accounts_of_group,
@@ -111,6 +123,11 @@ impl Directory {
     /// The group of this id.
     pub fn group(&self, id: GroupId) -> Option<&Arc<Group>> {
         self.groups.get(&id)
+    }
+
+    /// What a group's options say.
+    pub fn rules(&self, id: GroupId) -> Arc<GroupRules> {
+        self.rules.get(&id).cloned().unwrap_or_default()
     }
 
     /// The account of this id.

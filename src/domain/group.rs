@@ -1,5 +1,9 @@
 //! Groups: a set of accounts with limits and a multiplier.
 
+pub mod rules;
+
+pub use rules::GroupRules;
+
 use super::{GroupId, Money, Multiplier, Platform};
 
 /// How requests of a group are paid for.

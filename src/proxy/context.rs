@@ -25,7 +25,7 @@ use crate::auth::Principal;
 use crate::billing::bound::Demand;
 use crate::billing::quote::Quote;
 use crate::config::Config;
-use crate::domain::{Account, AccountId, ApiKey, AttemptTrace, UserId};
+use crate::domain::{Account, AccountId, ApiKey, AttemptTrace, Group, UserId};
 use crate::state::{Lease, Ticket};
 
 /// Makes request ids: unique in time and across processes, without a system call each.
@@ -249,6 +249,8 @@ pub struct Context {
     pub user_agent: Option<String>,
     /// Who asks.
     pub principal: Option<Principal>,
+    /// The group the request came to, where another one serves it.
+    pub fallback_from: Option<Arc<Group>>,
     /// The key that was presented, where it is known but was refused.
     pub refused_key: Option<Arc<ApiKey>>,
     /// What is asked.
@@ -302,6 +304,7 @@ impl Context {
             ip: None,
             user_agent: None,
             principal: None,
+            fallback_from: None,
             refused_key: None,
             asked: None,
             quote: None,

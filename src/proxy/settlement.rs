@@ -26,7 +26,7 @@ use crate::billing::pricing::ServiceTier;
 use crate::billing::quote::{Quote, Used};
 use crate::config::BillingMode;
 use crate::domain::{
-    AttemptTrace, BillingType, Money, Multiplier, Outcome, PricingMode, SubscriptionType,
+    AttemptTrace, BillingType, Group, Money, Multiplier, Outcome, PricingMode, SubscriptionType,
     UsageRecord, UsageSource,
 };
 
@@ -59,6 +59,7 @@ enum Noted {
 pub struct Settlement {
     rooms: Arc<Rooms>,
     principal: Principal,
+    fallback_from: Option<Arc<Group>>,
     asked: Arc<Asked>,
     quote: Arc<Quote>,
     standard: bool,
@@ -93,6 +94,7 @@ impl Settlement {
         let mut settlement = Settlement {
             rooms: ctx.rooms.clone(),
             principal: principal.clone(),
+            fallback_from: ctx.fallback_from.clone(),
             asked: asked.clone(),
             quote,
             standard: ctx.config.billing.mode == BillingMode::Standard,
@@ -308,7 +310,7 @@ impl Settlement {
             api_key: principal.key.name.clone(),
             group_id: principal.group.id,
             group: principal.group.name.clone(),
-            fallback_from_group: None,
+            fallback_from_group: self.fallback_from.as_ref().map(|group| group.name.clone()),
             account_id: sent.account.id,
             account: String::new(),
             platform: sent.account.platform,

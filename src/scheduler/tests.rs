@@ -53,6 +53,8 @@ fn account(id: i64) -> Account {
         proxy: None,
         error_policy: ErrorPolicy::default(),
         quota: AccountQuota::default(),
+        soft_limits: Default::default(),
+        habits: Default::default(),
         extra: serde_json::Map::new(),
         paused: false,
         resumed_at: None,

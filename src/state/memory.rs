@@ -13,6 +13,7 @@ use super::conditions::{AllConditions, Strikes};
 use super::lines::tick;
 use super::owners::{Owner, Owners};
 use super::responses::Responses;
+use super::rpm::Rpm;
 use super::slots::Table;
 use super::{
     Lease, LiveState, Load, OWNER_LIFE, ResponseBinding, Slot, StateError, Ticket, WaitError, Want,
@@ -30,6 +31,7 @@ pub struct SharedState {
     responses: Mutex<Responses>,
     conditions: AllConditions,
     strikes: Strikes,
+    rpm: Rpm,
 }
 
 impl SharedState {
@@ -45,6 +47,7 @@ impl SharedState {
             responses: Mutex::default(),
             conditions: AllConditions::default(),
             strikes: Strikes::default(),
+            rpm: Rpm::new(),
         })
     }
 
@@ -263,6 +266,19 @@ impl LiveState for MemoryState {
     async fn forgive(&self, account: AccountId) -> Result<(), StateError> {
         self.shared.strikes.forgive(account, None);
         Ok(())
+    }
+
+    async fn count_request(
+        &self,
+        account: AccountId,
+        now: DateTime<Utc>,
+    ) -> Result<(), StateError> {
+        self.shared.rpm.count(account, now);
+        Ok(())
+    }
+
+    fn requests_in_minute(&self, account: AccountId, now: DateTime<Utc>) -> u32 {
+        self.shared.rpm.of(account, now)
     }
 
     async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError> {

@@ -158,6 +158,8 @@ async fn accounts(
                 proxy: unseal_proxy(sealer, row.proxy_sealed.as_deref(), &row.name)?,
                 error_policy: understood(&row.name, options::error_policy(&extra)),
                 quota: understood(&row.name, options::account_quota(&extra)),
+                soft_limits: understood(&row.name, options::soft_limits(&extra)),
+                habits: understood(&row.name, options::habits(&extra)),
                 extra,
                 paused: row.paused,
                 resumed_at: optional_time(row.resumed_at)?,

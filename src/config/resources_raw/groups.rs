@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{NOT_ENFORCED, Names, amount, count, limit, multiplier, unique_name};
+use super::{Names, amount, count, limit, multiplier, unique_name};
 use crate::config::field::{Field, Table};
 use crate::config::resources::GroupResource;
+use crate::domain::group::rules;
 use crate::domain::{Platform, SubscriptionType};
 
 const KEYS: &[&str] = &[
@@ -20,8 +21,10 @@ const KEYS: &[&str] = &[
     "claude_code_only",
     "fallback_group",
     "min_client_version",
+    "max_client_version",
     "fallback_group_on_invalid_request",
     "model_routing",
+    "forced_cache_billing",
     "image_prices",
 ];
 /// Image sizes that have a price of their own.
@@ -72,33 +75,37 @@ pub(super) fn platform(table: &Table<'_>) -> Option<Platform> {
 /// changes nothing.
 fn options(table: &Table<'_>) -> Map<String, Value> {
     let mut options = Map::new();
-    let mut keep = |key: &str, field: &Field<'_>, value: Value| {
-        if key != "image_prices" {
-            field.warn(NOT_ENFORCED);
-        }
+    let mut keep = |key: &str, value: Value| {
         options.insert(key.to_string(), value);
     };
-    if let Some(field) = table.get("claude_code_only")
-        && field.flag() == Some(true)
-    {
-        keep("claude_code_only", &field, Value::Bool(true));
+    for key in [rules::CLAUDE_CODE_ONLY, rules::FORCED_CACHE_BILLING] {
+        if let Some(field) = table.get(key)
+            && field.flag() == Some(true)
+        {
+            keep(key, Value::Bool(true));
+        }
     }
-    for key in ["fallback_group", "fallback_group_on_invalid_request"] {
+    for key in [
+        rules::FALLBACK_GROUP,
+        rules::FALLBACK_GROUP_ON_INVALID_REQUEST,
+    ] {
         if let Some(field) = table.given(key)
             && let Some(name) = field.name()
         {
-            keep(key, &field, name.into());
+            keep(key, name.into());
         }
     }
-    if let Some(field) = table.given("min_client_version")
-        && let Some(version) = version(&field)
-    {
-        keep("min_client_version", &field, version.into());
+    for key in [rules::MIN_CLIENT_VERSION, rules::MAX_CLIENT_VERSION] {
+        if let Some(field) = table.given(key)
+            && let Some(version) = version(&field)
+        {
+            keep(key, version.into());
+        }
     }
-    if let Some(field) = table.given("model_routing") {
+    if let Some(field) = table.given(rules::MODEL_ROUTING) {
         let routes = model_routing(&field);
         if !routes.is_empty() {
-            keep("model_routing", &field, Value::Object(routes));
+            keep(rules::MODEL_ROUTING, Value::Object(routes));
         }
     }
     if let Some(field) = table.given("image_prices")
@@ -112,7 +119,7 @@ fn options(table: &Table<'_>) -> Map<String, Value> {
             })
             .collect();
         if !prices.is_empty() {
-            keep("image_prices", &field, Value::Object(prices));
+            keep("image_prices", Value::Object(prices));
         }
     }
     options

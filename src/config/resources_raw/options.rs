@@ -1,34 +1,30 @@
 //! `extra:` of an account: options with a meaning are checked, the others kept with a warning.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
-use super::limit;
+use super::{amount, limit};
 use crate::config::check::timezone;
 use crate::config::field::Field;
 use crate::config::keys::nearest;
+use crate::domain::MessageQueueMode;
 use crate::domain::account::options::{
-    self, ANTHROPIC_PASSTHROUGH, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DAYS,
-    DURATION_MINUTES, FIXED, HOURS, POOL_MODE, POOL_MODE_RETRY_COUNT, POOL_RETRIES,
-    QUOTA_DAILY_LIMIT, QUOTA_DAILY_RESET_HOUR, QUOTA_DAILY_RESET_MODE, QUOTA_LIMIT,
-    QUOTA_RESET_TIMEZONE, QUOTA_WEEKLY_LIMIT, QUOTA_WEEKLY_RESET_DAY, QUOTA_WEEKLY_RESET_HOUR,
-    QUOTA_WEEKLY_RESET_MODE, RESET_MODES, STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED,
-    TEMP_UNSCHEDULABLE_RULES,
+    self, ANTHROPIC_PASSTHROUGH, BASE_RPM, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DAYS,
+    DURATION_MINUTES, FIXED, HOURS, IDLE_MINUTES, INTERCEPT_WARMUP_REQUESTS, MAX_SESSIONS,
+    MIXED_SCHEDULING, POOL_MODE, POOL_MODE_RETRY_COUNT, POOL_RETRIES, QUOTA_DAILY_LIMIT,
+    QUOTA_DAILY_RESET_HOUR, QUOTA_DAILY_RESET_MODE, QUOTA_LIMIT, QUOTA_RESET_TIMEZONE,
+    QUOTA_WEEKLY_LIMIT, QUOTA_WEEKLY_RESET_DAY, QUOTA_WEEKLY_RESET_HOUR, QUOTA_WEEKLY_RESET_MODE,
+    RESET_MODES, RPM, RPM_STICKY_BUFFER, RPM_STRATEGY, SESSION_IDLE_TIMEOUT_MINUTES, SESSIONS,
+    STATUSES, TEMP_RULE_KEYS, TEMP_UNSCHEDULABLE_ENABLED, TEMP_UNSCHEDULABLE_RULES,
+    USER_MSG_QUEUE_MODE, WINDOW_COST_LIMIT, WINDOW_COST_STICKY_RESERVE,
 };
+use crate::domain::account::soft_limits::RPM_STRATEGIES;
 
 /// Options of accounts that the specification names and that have no effect in this version.
 const LATER_OPTIONS: &[&str] = &[
-    "intercept_warmup_requests",
     "user_agent",
     "default_instructions",
-    "mixed_scheduling",
-    "base_rpm",
-    "rpm_strategy",
-    "rpm_sticky_buffer",
-    "max_sessions",
-    "session_idle_timeout_minutes",
-    "window_cost_limit",
-    "window_cost_sticky_reserve",
-    "user_msg_queue_mode",
     "codex_cli_only",
     "openai_passthrough",
     "cache_ttl_override_enabled",
@@ -57,7 +53,11 @@ pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
         }
         let kept = match *key {
             // An amount stays exact.
-            QUOTA_LIMIT | QUOTA_DAILY_LIMIT | QUOTA_WEEKLY_LIMIT => value.json_with_number_texts(),
+            QUOTA_LIMIT
+            | QUOTA_DAILY_LIMIT
+            | QUOTA_WEEKLY_LIMIT
+            | WINDOW_COST_LIMIT
+            | WINDOW_COST_STICKY_RESERVE => value.json_with_number_texts(),
             _ => value.json(),
         };
         extra.insert((*key).to_string(), kept);
@@ -108,8 +108,25 @@ fn check(key: &str, value: &Field<'_>) {
         POOL_MODE
         | CUSTOM_ERROR_CODES_ENABLED
         | TEMP_UNSCHEDULABLE_ENABLED
-        | ANTHROPIC_PASSTHROUGH => {
+        | ANTHROPIC_PASSTHROUGH
+        | INTERCEPT_WARMUP_REQUESTS
+        | MIXED_SCHEDULING => {
             value.flag();
+        }
+        WINDOW_COST_LIMIT => {
+            limit(value);
+        }
+        WINDOW_COST_STICKY_RESERVE => {
+            amount(value);
+        }
+        BASE_RPM | RPM_STICKY_BUFFER => within(value, &RPM, "requests a minute"),
+        MAX_SESSIONS => within(value, &SESSIONS, "conversations"),
+        SESSION_IDLE_TIMEOUT_MINUTES => within(value, &IDLE_MINUTES, "minutes"),
+        RPM_STRATEGY => {
+            value.choice(&RPM_STRATEGIES.map(|strategy| (strategy, ())));
+        }
+        USER_MSG_QUEUE_MODE => {
+            value.choice(&MessageQueueMode::NAMES.map(|mode| (mode, ())));
         }
         POOL_MODE_RETRY_COUNT => {
             let (least, most) = (*POOL_RETRIES.start(), *POOL_RETRIES.end());
@@ -151,6 +168,14 @@ fn check(key: &str, value: &Field<'_>) {
         }
         _ => {}
     }
+}
+
+fn within(value: &Field<'_>, bounds: &RangeInclusive<u32>, of_what: &str) {
+    let (least, most) = (*bounds.start(), *bounds.end());
+    value.whole::<u32>(
+        i128::from(least)..=i128::from(most),
+        &format!("{least} to {most} {of_what}"),
+    );
 }
 
 fn temp_rule(rule: &Field<'_>) {

@@ -4,7 +4,7 @@ use tollgate_filters::passthrough::{MatchMode, Rule};
 
 use super::*;
 use crate::config::resources::{ChannelResource, SubscriptionResource};
-use crate::domain::account::options::{ALL, account_quota, error_policy};
+use crate::domain::account::options::{ALL, account_quota, error_policy, habits, soft_limits};
 use crate::domain::account::quota::Reset;
 use crate::domain::price::Price;
 use crate::domain::{
@@ -44,7 +44,7 @@ fn mistakes(texts: &[&str]) -> Vec<String> {
 #[test]
 fn the_example_is_right_and_warns_of_nothing() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/resources.example.yaml");
-    let env = env(&[("OPENAI_API_KEY", "sk-example")]);
+    let env = env(&[("OPENAI_API_KEY", "sk-example"), ("CLAUDE_TOKEN", "t")]);
     let (resources, warnings) =
         load_resources(&[file], &env).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(warnings, Vec::<String>::new());
@@ -59,7 +59,7 @@ fn the_example_is_right_and_warns_of_nothing() {
             resources.error_passthrough_rules.len(),
             resources.prices.len(),
         ),
-        (2, 2, 1, 1, 1, 1, 1, 1)
+        (3, 3, 1, 1, 1, 1, 1, 1)
     );
     assert_eq!(
         resources.accounts[0].credentials.api_key.expose(),
@@ -69,7 +69,10 @@ fn the_example_is_right_and_warns_of_nothing() {
     let options = &resources.accounts[0].extra;
     assert_eq!(error_policy(options), error_policy(&Default::default()));
     assert_eq!(account_quota(options), account_quota(&Default::default()));
-    assert_eq!(options.len(), ALL.len());
+    let others = &resources.accounts[2].extra;
+    assert_eq!(soft_limits(others), soft_limits(&Default::default()));
+    assert_eq!(habits(others), habits(&Default::default()));
+    assert_eq!(options.len() + others.len(), ALL.len());
 }
 
 #[test]
@@ -727,12 +730,7 @@ fn what_is_stored_but_has_no_effect_is_said() {
     );
     assert_eq!(resources.api_keys[0].ip_deny, ["somewhere"]);
     for want in [
-        "groups[0] \"g\".claude_code_only: stored, but not enforced by this version",
-        "groups[0] \"g\".fallback_group: stored",
-        "groups[0] \"g\".min_client_version: stored",
-        "groups[0] \"g\".model_routing: stored",
         "accounts[1] \"b\": this version sends requests only through openai accounts of type api_key",
-        "accounts[0] \"a\".extra.base_rpm: stored, but not used by this version",
         "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
         "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",
     ] {
@@ -742,8 +740,8 @@ fn what_is_stored_but_has_no_effect_is_said() {
             "{want}\n{warnings:#?}"
         );
     }
-    assert_eq!(warnings.len(), 8, "{warnings:#?}");
-    assert!(warnings[0].starts_with("0.yaml:2:"), "{warnings:#?}");
+    assert_eq!(warnings.len(), 3, "{warnings:#?}");
+    assert!(warnings[0].starts_with("0.yaml:6:"), "{warnings:#?}");
 }
 
 #[test]

@@ -4,12 +4,14 @@
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use chrono::Weekday;
+use chrono::{TimeDelta, Weekday};
 use chrono_tz::Tz;
 use serde_json::{Map, Value};
 use tollgate_filters::verdict::{ErrorPolicy, TempRule};
 
 use super::quota::{AccountQuota, Reset};
+use super::soft_limits::{RPM_STRATEGIES, RpmStrategy, SoftLimits};
+use super::{Habits, MessageQueueMode};
 use crate::domain::Money;
 
 /// See [`ErrorPolicy::pool_mode`].
@@ -46,8 +48,29 @@ pub const QUOTA_RESET_TIMEZONE: &str = "quota_reset_timezone";
 /// Whether an account of Anthropic's gets requests as nearly as possible as clients write them.
 pub const ANTHROPIC_PASSTHROUGH: &str = "anthropic_passthrough";
 
+/// See [`SoftLimits::window_cost`].
+pub const WINDOW_COST_LIMIT: &str = "window_cost_limit";
+/// See [`SoftLimits::window_cost_sticky_reserve`].
+pub const WINDOW_COST_STICKY_RESERVE: &str = "window_cost_sticky_reserve";
+/// See [`SoftLimits::base_rpm`].
+pub const BASE_RPM: &str = "base_rpm";
+/// One of [`RPM_STRATEGIES`].
+pub const RPM_STRATEGY: &str = "rpm_strategy";
+/// See [`SoftLimits::rpm_sticky_buffer`].
+pub const RPM_STICKY_BUFFER: &str = "rpm_sticky_buffer";
+/// See [`SoftLimits::max_sessions`].
+pub const MAX_SESSIONS: &str = "max_sessions";
+/// See [`SoftLimits::session_idle`].
+pub const SESSION_IDLE_TIMEOUT_MINUTES: &str = "session_idle_timeout_minutes";
+/// See [`Habits::intercepts`].
+pub const INTERCEPT_WARMUP_REQUESTS: &str = "intercept_warmup_requests";
+/// See [`Habits::mixed_scheduling`].
+pub const MIXED_SCHEDULING: &str = "mixed_scheduling";
+/// See [`Habits::message_queue`]; one of [`MessageQueueMode::NAMES`].
+pub const USER_MSG_QUEUE_MODE: &str = "user_msg_queue_mode";
+
 /// Every option here.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 26] = [
     POOL_MODE,
     POOL_MODE_RETRY_COUNT,
     CUSTOM_ERROR_CODES_ENABLED,
@@ -64,6 +87,16 @@ pub const ALL: [&str; 16] = [
     QUOTA_WEEKLY_RESET_HOUR,
     QUOTA_RESET_TIMEZONE,
     ANTHROPIC_PASSTHROUGH,
+    WINDOW_COST_LIMIT,
+    WINDOW_COST_STICKY_RESERVE,
+    BASE_RPM,
+    RPM_STRATEGY,
+    RPM_STICKY_BUFFER,
+    MAX_SESSIONS,
+    SESSION_IDLE_TIMEOUT_MINUTES,
+    INTERCEPT_WARMUP_REQUESTS,
+    MIXED_SCHEDULING,
+    USER_MSG_QUEUE_MODE,
 ];
 
 /// What a rule of [`TEMP_UNSCHEDULABLE_RULES`] may say.
@@ -75,6 +108,12 @@ pub const POOL_RETRIES: RangeInclusive<u32> = 0..=10;
 pub const STATUSES: RangeInclusive<u16> = 300..=599;
 /// How long a rule takes an account out: at most a week.
 pub const DURATION_MINUTES: RangeInclusive<u32> = 1..=10_080;
+/// Requests a minute: more is no limit.
+pub const RPM: RangeInclusive<u32> = 0..=1_000_000;
+/// Conversations of one account.
+pub const SESSIONS: RangeInclusive<u32> = 0..=100_000;
+/// Until a conversation counts no more: at most a day.
+pub const IDLE_MINUTES: RangeInclusive<u32> = 1..=1_440;
 /// When a quota's day or week begins: with its first request, or by the clock.
 pub const RESET_MODES: [&str; 2] = ["rolling", FIXED];
 /// By the clock.
@@ -149,6 +188,59 @@ pub fn account_quota(options: &Map<String, Value>) -> (AccountQuota, Vec<String>
     (quota, reader.problems)
 }
 
+/// What the options say about soft limits, as [`error_policy`].
+pub fn soft_limits(options: &Map<String, Value>) -> (SoftLimits, Vec<String>) {
+    let mut reader = Reader {
+        options,
+        problems: Vec::new(),
+    };
+    let defaults = SoftLimits::default();
+    let limits = SoftLimits {
+        window_cost: reader.read(WINDOW_COST_LIMIT, limit),
+        window_cost_sticky_reserve: reader
+            .read(WINDOW_COST_STICKY_RESERVE, amount)
+            .unwrap_or(defaults.window_cost_sticky_reserve),
+        base_rpm: reader.read(BASE_RPM, |v| within(v, &RPM)).unwrap_or(0),
+        rpm_strategy: reader
+            .read(RPM_STRATEGY, |v| match one_of(v, &RPM_STRATEGIES)? {
+                0 => Ok(RpmStrategy::Tiered),
+                _ => Ok(RpmStrategy::StickyExempt),
+            })
+            .unwrap_or_default(),
+        rpm_sticky_buffer: reader.read(RPM_STICKY_BUFFER, |v| within(v, &RPM)),
+        max_sessions: reader
+            .read(MAX_SESSIONS, |v| within(v, &SESSIONS))
+            .unwrap_or(0),
+        session_idle: reader
+            .read(SESSION_IDLE_TIMEOUT_MINUTES, |v| within(v, &IDLE_MINUTES))
+            .map_or(defaults.session_idle, |m| TimeDelta::minutes(m.into())),
+    };
+    (limits, reader.problems)
+}
+
+/// What the options say about habits, as [`error_policy`].
+pub fn habits(options: &Map<String, Value>) -> (Habits, Vec<String>) {
+    let mut reader = Reader {
+        options,
+        problems: Vec::new(),
+    };
+    let habits = Habits {
+        intercepts: reader.flag(INTERCEPT_WARMUP_REQUESTS),
+        mixed_scheduling: reader.flag(MIXED_SCHEDULING),
+        message_queue: reader.read(USER_MSG_QUEUE_MODE, |v| {
+            let place = one_of(v, &MessageQueueMode::NAMES)?;
+            Ok(MessageQueueMode::ALL[place])
+        }),
+    };
+    (habits, reader.problems)
+}
+
+/// The place of a word among those there are.
+fn one_of(value: &Value, words: &[&str]) -> Result<usize, String> {
+    let place = words.iter().position(|word| value == word);
+    place.ok_or(format!("not one of {}", words.join(", ")))
+}
+
 /// Reads options one by one and notes what cannot be read.
 struct Reader<'a> {
     options: &'a Map<String, Value>,
@@ -173,11 +265,8 @@ impl<'a> Reader<'a> {
     }
 
     fn is_fixed(&mut self, name: &str) -> bool {
-        let mode = |value: &Value| {
-            let mode = RESET_MODES.into_iter().find(|m| value == m);
-            mode.ok_or(format!("not one of {}", RESET_MODES.join(", ")))
-        };
-        self.read(name, mode) == Some(FIXED)
+        let mode = self.read(name, |value| one_of(value, &RESET_MODES));
+        mode.is_some_and(|place| RESET_MODES[place] == FIXED)
     }
 
     fn hour(&mut self, name: &str) -> u32 {
@@ -196,6 +285,14 @@ fn limit(value: &Value) -> Result<Money, String> {
     amount
         .filter(|amount: &Money| amount.is_positive())
         .ok_or("not USD above zero".to_owned())
+}
+
+/// An amount, perhaps none.
+fn amount(value: &Value) -> Result<Money, String> {
+    let amount = text(value).and_then(|text| text.parse().ok());
+    amount
+        .filter(|amount: &Money| *amount >= Money::ZERO)
+        .ok_or("not USD".to_owned())
 }
 
 fn timezone(value: &Value) -> Result<Tz, String> {
@@ -317,6 +414,72 @@ mod tests {
             json!({"custom_error_codes": [], "temp_unschedulable_rules": [], "pool_mode": null});
         for options in [json!({}), empty] {
             assert_eq!(read(options), (nothing(), vec![]));
+        }
+    }
+
+    #[test]
+    fn options_make_soft_limits_and_habits() {
+        let read = |options: Value| {
+            let options = options.as_object().unwrap().clone();
+            let (limits, mut problems) = soft_limits(&options);
+            let (habits, more) = habits(&options);
+            problems.extend(more);
+            (limits, habits, problems)
+        };
+        let nothing = (SoftLimits::default(), Habits::default(), vec![]);
+        assert_eq!(read(json!({})), nothing);
+        let all = json!({
+            "window_cost_limit": "50.5", "window_cost_sticky_reserve": 0, "base_rpm": 15,
+            "rpm_strategy": "sticky_exempt", "rpm_sticky_buffer": 3, "max_sessions": 2,
+            "session_idle_timeout_minutes": 7, "intercept_warmup_requests": true, "mixed_scheduling": true,
+            "user_msg_queue_mode": "throttle",
+        });
+        let limits = SoftLimits {
+            window_cost: Some(Money(50_500_000_000)),
+            window_cost_sticky_reserve: Money::ZERO,
+            base_rpm: 15,
+            rpm_strategy: RpmStrategy::StickyExempt,
+            rpm_sticky_buffer: Some(3),
+            max_sessions: 2,
+            session_idle: TimeDelta::minutes(7),
+        };
+        let habits = Habits {
+            intercepts: true,
+            mixed_scheduling: true,
+            message_queue: Some(MessageQueueMode::Throttle),
+        };
+        assert_eq!(read(all), (limits, habits, vec![]));
+        for (options, want) in [
+            (json!({"window_cost_limit": 0}), "not USD above zero"),
+            (json!({"window_cost_sticky_reserve": "-1"}), "not USD"),
+            (
+                json!({"base_rpm": -1}),
+                "not a whole number from 0 to 1000000",
+            ),
+            (
+                json!({"rpm_strategy": "x"}),
+                "not one of tiered, sticky_exempt",
+            ),
+            (
+                json!({"session_idle_timeout_minutes": 0}),
+                "not a whole number from 1 to 1440",
+            ),
+            (
+                json!({"user_msg_queue_mode": "x"}),
+                "not one of off, serialize, throttle",
+            ),
+            (json!({"intercept_warmup_requests": 1}), "not a flag"),
+        ] {
+            let (limits, habits, problems) = read(options.clone());
+            assert_eq!(
+                (limits, habits),
+                (nothing.0.clone(), nothing.1),
+                "{options}"
+            );
+            assert!(
+                problems.len() == 1 && problems[0].contains(want),
+                "{problems:?}"
+            );
         }
     }
 
