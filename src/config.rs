@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tollgate_filters::verdict::Cooldowns;
 
 pub use check::{default_with, load};
 pub use mistakes::{Mistake, Mistakes};
@@ -124,6 +125,8 @@ pub struct GatewayConfig {
     pub drain_timeout: Duration,
     /// Drain or abort.
     pub on_client_disconnect: OnClientDisconnect,
+    /// How long accounts are left alone whose upstream does not say how long.
+    pub cooldowns: Cooldowns,
 }
 
 /// `concurrency:`

@@ -118,15 +118,29 @@ pub enum CredentialKind {
     OAuth,
 }
 
-/// For how long an account is left alone after a 429 without any information (SPEC 0, Change 11); not
-/// used for Anthropic, whose 429 of that kind is no real limit.
-pub const REST_LIMITED: Duration = Duration::from_secs(30);
+/// For how long an account is left alone where the upstream does not say it. Nothing is done to it where that
+/// is no time at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cooldowns {
+    /// After a 429 without any information (SPEC 0, Change 11); not used for Anthropic, whose 429 of that
+    /// kind is no real limit.
+    pub rate_limited: Duration,
+    /// After a 529 (SPEC 7.6).
+    pub overloaded: Duration,
+    /// After a 401 to a token that may be renewed (SPEC 7.6).
+    pub unauthorized: Duration,
+}
 
-/// For how long an account is left alone after a 529 (SPEC 7.6).
-pub const REST_OVERLOADED: Duration = Duration::from_secs(10 * 60);
-
-/// For how long an account is left alone after a 401 to a token that may be renewed (SPEC 7.6).
-pub const REST_UNAUTHORIZED: Duration = Duration::from_secs(10 * 60);
+impl Default for Cooldowns {
+    /// 30 s; 10 min; 10 min.
+    fn default() -> Self {
+        Cooldowns {
+            rate_limited: Duration::from_secs(30),
+            overloaded: Duration::from_secs(10 * 60),
+            unauthorized: Duration::from_secs(10 * 60),
+        }
+    }
+}
 
 /// An upstream's answer with a status that is no success.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +164,8 @@ pub struct Judge<'a> {
     pub credential: CredentialKind,
     /// What the account's options say about errors.
     pub policy: &'a ErrorPolicy,
+    /// How long the account is left alone where the upstream does not say it.
+    pub cooldowns: Cooldowns,
     /// Names that the request sent, such as its model, as the client and as the account call it: an
     /// upstream that repeats them does not say them.
     pub echoed: &'a [&'a str],

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tollgate_filters::verdict::Cooldowns;
+
 use super::field::{Field, Table};
 use super::{
     ConcurrencyConfig, GatewayConfig, OnClientDisconnect, SchedulingConfig, SchedulingWeights,
@@ -61,6 +63,7 @@ const MIN_PING_MS: i128 = 100;
 const MAX_PING_MS: i128 = 60_000;
 
 pub(super) fn gateway(table: &Table<'_>) -> GatewayConfig {
+    let cooldowns = super::check::section(table, "cooldowns", "gateway.cooldowns");
     let switches = |f: &Field<'_>| f.whole(0..=MAX_ACCOUNT_SWITCHES, "0 to 100");
     GatewayConfig {
         max_account_switches: table.or("max_account_switches", DEFAULT_ACCOUNT_SWITCHES, switches),
@@ -88,6 +91,20 @@ pub(super) fn gateway(table: &Table<'_>) -> GatewayConfig {
                 ("abort", OnClientDisconnect::Abort),
             ])
         }),
+        cooldowns: cooldowns.map_or_else(Cooldowns::default, |table| cooldowns_of(&table)),
+    }
+}
+
+fn cooldowns_of(table: &Table<'_>) -> Cooldowns {
+    let defaults = Cooldowns::default();
+    let rest = |f: &Field<'_>| {
+        const EXPECTED: &str = "0 (not left alone) to 604800000 milliseconds (a week)";
+        milliseconds(f, 0..=7 * DAY_MS, EXPECTED)
+    };
+    Cooldowns {
+        rate_limited: table.or("rate_limited_ms", defaults.rate_limited, rest),
+        overloaded: table.or("overloaded_ms", defaults.overloaded, rest),
+        unauthorized: table.or("unauthorized_ms", defaults.unauthorized, rest),
     }
 }
 

@@ -13,7 +13,7 @@ use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
 use tollgate_filters::passthrough::Rules;
 use tollgate_filters::reply::{ErrorReply, errors, keep_alive};
-use tollgate_filters::verdict::{Effect, Reading, Verdict};
+use tollgate_filters::verdict::{Cooldowns, Effect, Reading, Verdict};
 
 use super::answer::{self, Addressee};
 use super::relay::{Answer, LastWord, Relay, RelayRequest, judge};
@@ -155,6 +155,7 @@ pub struct Limits {
     keepalive: Option<Duration>,
     drain: Duration,
     on_disconnect: OnClientDisconnect,
+    cooldowns: Cooldowns,
 }
 
 impl Limits {
@@ -166,6 +167,7 @@ impl Limits {
             keepalive: config.keepalive_interval,
             drain: config.drain_timeout,
             on_disconnect: config.on_client_disconnect,
+            cooldowns: config.cooldowns,
         }
     }
 }
@@ -579,7 +581,10 @@ impl Exchange {
         let Some(judged) = self.judged.clone() else {
             return self.write_reply(&errors::upstream_failed());
         };
-        let reading = refusal.reading(&judge(&judged.account, &judged.models()), SystemTime::now());
+        let reading = refusal.reading(
+            &judge(&judged.account, self.limits.cooldowns, &judged.models()),
+            SystemTime::now(),
+        );
         let failure = Failure {
             status: Some(refusal.status()),
             reading,
@@ -641,7 +646,7 @@ impl Exchange {
             let (failed_first, has_output, is_full) = (
                 judged.and_then(|judged| {
                     let models = judged.models();
-                    let judge = judge(&judged.account, &models);
+                    let judge = judge(&judged.account, self.limits.cooldowns, &models);
                     stream.failed_before_output(&judge, SystemTime::now())
                 }),
                 stream.has_output(),

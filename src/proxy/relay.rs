@@ -14,7 +14,7 @@ use tollgate_filters::route::Dialect;
 use tollgate_filters::sse::{SseFramer, SseScanner, single_data};
 use tollgate_filters::usage::openai::{Seen, Terminal};
 use tollgate_filters::usage::{Failure as Failed, TokenUsage};
-use tollgate_filters::verdict::{self, CredentialKind, Judge, Reading, Shape, Verdict};
+use tollgate_filters::verdict::{self, Cooldowns, CredentialKind, Judge, Reading, Shape, Verdict};
 
 use super::answer::Addressee;
 use super::exchange::Failure;
@@ -714,7 +714,7 @@ impl Refusal {
 }
 
 /// Who reads what this account's upstream answers to a request that sent the names `echoed`.
-pub fn judge<'a>(account: &'a Account, echoed: &'a [&'a str]) -> Judge<'a> {
+pub fn judge<'a>(account: &'a Account, cooldowns: Cooldowns, echoed: &'a [&'a str]) -> Judge<'a> {
     Judge {
         shape: match account.platform {
             Platform::Anthropic => Shape::Anthropic,
@@ -722,6 +722,7 @@ pub fn judge<'a>(account: &'a Account, echoed: &'a [&'a str]) -> Judge<'a> {
         },
         credential: credential_kind(account),
         policy: &account.error_policy,
+        cooldowns,
         echoed,
     }
 }

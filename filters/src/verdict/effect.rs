@@ -111,7 +111,7 @@ pub enum LimitSource {
     AnthropicSevenDays,
     /// The `anthropic-ratelimit-unified-reset` header.
     AnthropicReset,
-    /// Nobody: our own [`super::REST_LIMITED`].
+    /// Nobody: our own [`super::Cooldowns::rate_limited`].
     Setting,
 }
 

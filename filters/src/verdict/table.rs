@@ -7,8 +7,8 @@ use http::HeaderMap;
 use super::message::Said;
 use super::windows::{self, CodexUsage};
 use super::{
-    CredentialKind, Effect, Judge, LimitScope, LimitSource, REST_LIMITED, REST_OVERLOADED,
-    REST_UNAUTHORIZED, Shape, Strike, Verdict, retry_after, words,
+    CredentialKind, Effect, Judge, LimitScope, LimitSource, Shape, Strike, Verdict, retry_after,
+    words,
 };
 
 /// The OpenAI 403 rule (SPEC 15.3): a 403 comes from bot protection and the like as often as from a
@@ -60,8 +60,12 @@ impl Judge<'_> {
             407 | 408 | 421 | 425 => Row::new(Failed, Effect::Failing),
             404..=499 => Row::new(ClientFault, Effect::None),
             529 => {
-                let lasts = REST_OVERLOADED;
-                Row::new(Overloaded, Effect::Overloaded { lasts })
+                let lasts = self.cooldowns.overloaded;
+                let effect = match lasts.is_zero() {
+                    true => Effect::None,
+                    false => Effect::Overloaded { lasts },
+                };
+                Row::new(Overloaded, effect)
             }
             status @ 500.. if !answer.in_stream && self.custom_codes().is_some() => {
                 let what = format!("Custom error code {status}");
@@ -118,10 +122,11 @@ impl Judge<'_> {
         }
         match self.credential {
             CredentialKind::ApiKey => error("Authentication failed (401)", said),
+            CredentialKind::OAuth if self.cooldowns.unauthorized.is_zero() => Effect::None,
             CredentialKind::OAuth => {
                 let reason = said.explain("Token refused (401)");
                 Effect::TempUnschedulable {
-                    lasts: REST_UNAUTHORIZED,
+                    lasts: self.cooldowns.unauthorized,
                     reason,
                 }
             }
@@ -174,7 +179,7 @@ impl Judge<'_> {
         };
         let retry_after = known.map(|(lasts, _)| lasts);
         let lasts = known.or(match self.shape {
-            Shape::OpenAi => Some((REST_LIMITED, LimitSource::Setting)),
+            Shape::OpenAi => Some((self.cooldowns.rate_limited, LimitSource::Setting)),
             // Without any information Anthropic's 429 is no real limit.
             Shape::Anthropic => None,
         });

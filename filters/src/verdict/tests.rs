@@ -35,6 +35,7 @@ fn judge(shape: Shape, credential: CredentialKind, policy: &ErrorPolicy) -> Judg
         shape,
         credential,
         policy,
+        cooldowns: Cooldowns::default(),
         echoed: &[],
     }
 }
@@ -1275,4 +1276,56 @@ proptest! {
         let reading = read(&judge(shape, credential, &policy), status, &headers, &body);
         prop_assert_eq!(reading, Reading::only(Verdict::ClientFault));
     }
+}
+
+#[test]
+fn cooldowns_are_the_operators() {
+    let policy = ErrorPolicy::default();
+    let headers = HeaderMap::new();
+    let effect = |shape, credential, status, cooldowns| {
+        let judge = Judge {
+            cooldowns,
+            ..judge(shape, credential, &policy)
+        };
+        let refusal = Refusal {
+            status,
+            headers: &headers,
+            body: b"{}",
+            now: SystemTime::UNIX_EPOCH,
+        };
+        judge.refusal(&refusal).effect
+    };
+    let seconds = Duration::from_secs;
+    let cooldowns = Cooldowns {
+        rate_limited: seconds(1),
+        overloaded: seconds(2),
+        unauthorized: seconds(3),
+    };
+    let rows = [
+        (OpenAi, ApiKey, 429, 1),
+        (Anthropic, OAuth, 529, 2),
+        (Anthropic, OAuth, 401, 3),
+    ];
+    for (shape, credential, status, lasts) in rows {
+        let found = match effect(shape, credential, status, cooldowns) {
+            Effect::RateLimited { lasts, .. }
+            | Effect::Overloaded { lasts }
+            | Effect::TempUnschedulable { lasts, .. } => lasts,
+            other => panic!("{status}: {other:?}"),
+        };
+        assert_eq!(found, seconds(lasts), "{status}");
+        let none = Cooldowns {
+            rate_limited: Duration::ZERO,
+            overloaded: Duration::ZERO,
+            unauthorized: Duration::ZERO,
+        };
+        assert_eq!(
+            effect(shape, credential, status, none),
+            Effect::None,
+            "{status}"
+        );
+    }
+    // What is no cool-down stays: a key that is refused is of no use.
+    let refused = effect(Anthropic, ApiKey, 401, cooldowns);
+    assert!(matches!(refused, Effect::Error { .. }));
 }
