@@ -51,6 +51,8 @@ impl Admin {
         slots
             .with_label_values(&["account"])
             .set(as_gauge(accounts));
+        let turns = self.rooms.state.turns_held();
+        slots.with_label_values(&["turn"]).set(as_gauge(turns));
         let held = self.rooms.bodies.held() as u64;
         self.rooms.metrics.body_bytes.set(as_gauge(held));
         let open = self.rooms.book.open_holds();

@@ -26,7 +26,7 @@ pub use check::{default_with, load};
 pub use mistakes::{Mistake, Mistakes};
 pub use resources_raw::load_resources;
 
-use crate::domain::{Multiplier, Secret};
+use crate::domain::{MessageQueueMode, Multiplier, Secret};
 
 /// Everything `tollgate serve` needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,6 +127,21 @@ pub struct GatewayConfig {
     pub on_client_disconnect: OnClientDisconnect,
     /// How long accounts are left alone whose upstream does not say how long.
     pub cooldowns: Cooldowns,
+    /// How messages of users follow each other at one account.
+    pub message_queue: MessageQueueConfig,
+}
+
+/// `gateway.user_message_queue:`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageQueueConfig {
+    /// Where an account does not say otherwise.
+    pub mode: MessageQueueMode,
+    /// Between two messages, while the account is asked little.
+    pub min_delay: Duration,
+    /// The same near the account's limit of requests a minute; not below `min_delay`.
+    pub max_delay: Duration,
+    /// Longest wait of one request, over all its attempts; then it goes on out of turn.
+    pub wait: Duration,
 }
 
 /// `concurrency:`

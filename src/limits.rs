@@ -4,9 +4,10 @@
 //! collide share a count, which may only ever refuse too much, and it cannot hand a unit on.)
 
 pub mod bodies;
+pub mod messages;
 pub mod noise;
 
-use crate::domain::User;
+use crate::domain::{AccountId, User};
 use crate::state::{Slot, Want};
 
 /// Requests a user may have waiting beside those running (SPEC 3.3).
@@ -17,6 +18,14 @@ pub fn user_slot(user: &User) -> Want {
     Want {
         slot: Slot::User(user.id),
         limit: user.concurrency,
+    }
+}
+
+/// The turn a message of a user's needs at `account` where they go one after another.
+pub fn turn(account: AccountId) -> Want {
+    Want {
+        slot: Slot::Turn(account),
+        limit: 1,
     }
 }
 

@@ -2,6 +2,7 @@
 //! functions, not a framework.
 
 pub mod anthropic;
+pub mod antigravity;
 pub mod egress;
 pub mod openai;
 pub mod resolve;

@@ -16,6 +16,7 @@ pub mod failover;
 pub mod finish;
 pub mod fold;
 pub mod intake;
+pub mod message_queue;
 pub mod metrics;
 pub mod models;
 pub mod money;
@@ -213,6 +214,12 @@ impl ProxyHttp for Gateway {
         upstream_response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        if let Some(attempt) = &mut ctx.attempt
+            && !upstream_response.status.is_informational()
+        {
+            // Accepted, whatever it says: the next message may go.
+            attempt.turn = None;
+        }
         if let (Some(attempt), Some(exchange), Some(asked)) =
             (&ctx.attempt, &ctx.exchange, &ctx.asked)
         {

@@ -5,6 +5,8 @@
 //!
 //! 1. [`Scheduler::pool`] gives the accounts of a group that know the model ([`roster`]): worked out
 //!    once per directory, then a look-up.
+//!    [`Pool::routed`] are those that the group's routing names for the model: they are asked first, and
+//!    the others while none of them may be chosen.
 //! 2. A request that goes on from a response asks [`Pool::fit`] about the one account that made it;
 //!    one of a conversation asks [`sticky::sticky`] about the account it is bound to.
 //! 3. Else [`Pool::candidates`] gives the accounts that may be chosen now, stage by stage: strict tiers of
@@ -90,7 +92,7 @@ impl Scheduler {
         &self.health
     }
 
-    /// The accounts of `group` on `platform` that can serve `need` and take `model` (the name after
+    /// The accounts of `group` that serve `platform`, can serve `need` and take `model` (the name after
     /// channel mapping).
     pub fn pool(
         &self,
@@ -111,9 +113,15 @@ impl Scheduler {
         {
             return roster.clone();
         }
+        // Only groups of Anthropic's platform route (SPEC 6.4).
+        let rules = match platform {
+            Platform::Anthropic => directory.rules(group),
+            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => Arc::default(),
+        };
         let roster = Arc::new(Roster::new(
             directory.accounts_of(group),
             platform,
+            rules,
             &self.health,
         ));
         self.rosters.rcu(|known| {

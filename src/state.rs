@@ -8,6 +8,7 @@ mod conditions;
 pub(crate) mod dense;
 mod lines;
 pub mod memory;
+mod messages;
 mod owners;
 mod responses;
 mod rpm;
@@ -37,6 +38,8 @@ pub enum Slot {
     User(UserId),
     /// An account's limit.
     Account(AccountId),
+    /// The turn of one message of a user's at an account, where they go one after another (SPEC 9.7).
+    Turn(AccountId),
 }
 
 impl Slot {
@@ -44,7 +47,7 @@ impl Slot {
     fn row(self) -> i64 {
         match self {
             Slot::User(id) => id.0,
-            Slot::Account(id) => id.0,
+            Slot::Account(id) | Slot::Turn(id) => id.0,
         }
     }
 }
@@ -153,7 +156,7 @@ pub trait LiveState: Send + Sync + 'static {
     fn ticket(&self, user: UserId) -> Ticket;
 
     /// Waits for the first of `wants` to have room, in turn of the users and in the order of the
-    /// tickets. All wants must be of one kind: users' or accounts' slots. Of very many it stands in
+    /// tickets. All wants must be of one kind: users', accounts' or turns. Of very many it stands in
     /// line for the first 256 that have a place, so the best come first. Dropping the future leaves
     /// the lines; waiting again with the same ticket is no loss. `max_waiting` bounds the line of
     /// each slot (and of an account's line one user cannot have more than about three quarters, so
@@ -253,12 +256,28 @@ pub trait LiveState: Send + Sync + 'static {
     /// Requests that `account` has served in the minute of `now`. Cheap: what is known here.
     fn requests_in_minute(&self, account: AccountId, now: DateTime<Utc>) -> u32;
 
+    /// Lets a message of a user's go to `account` now, and notes it, if `gap` has passed since the last one
+    /// went or ended; else says how long that still takes.
+    async fn let_message_go(
+        &self,
+        account: AccountId,
+        gap: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<Option<TimeDelta>, StateError>;
+
+    /// A message has been accepted by the account's provider, or will not be any more. Must not block:
+    /// it is called from `Drop`.
+    fn message_ended(&self, account: AccountId, now: DateTime<Utc>);
+
     /// Says that this process still runs: its leases stay its own. To be called every
     /// [`OWNER_RENEWAL`]; after [`OWNER_LIFE`] without, any other process takes them back.
     async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError>;
 
     /// Units of concurrency held at this moment: users', accounts'. For metrics and leak checks.
     fn held(&self) -> (u64, u64);
+
+    /// The same of messages' turns.
+    fn turns_held(&self) -> u64;
 
     /// Requests in line at this moment: for users' slots, for accounts'.
     fn waiting(&self) -> (u64, u64);

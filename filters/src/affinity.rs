@@ -66,6 +66,12 @@ pub fn response_key(response_id: &str) -> u128 {
     StickyKey::of(format!("response\0{response_id}").as_bytes()).0
 }
 
+/// The key of a conversation among the accounts that a group's routing names for some of its models. The models of one
+/// conversation may be served apart: each part has its own account, and none moves that of another.
+pub fn routed_key(conversation: u128, pattern: &str) -> u128 {
+    StickyKey::of(format!("routed\0{conversation:032x}\0{pattern}").as_bytes()).0
+}
+
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
@@ -149,6 +155,17 @@ mod tests {
     #[test]
     fn different_ids_differ() {
         assert_ne!(StickyKey::of(b"a"), StickyKey::of(b"b"));
+        let keys = [
+            1,
+            2,
+            routed_key(1, "a*"),
+            routed_key(1, "a"),
+            routed_key(2, "a*"),
+        ];
+        for (at, key) in keys.iter().enumerate() {
+            assert!(!keys[..at].contains(key), "{at}");
+        }
+        assert_eq!(routed_key(1, "a*"), keys[2]);
     }
 
     #[test]

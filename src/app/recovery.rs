@@ -74,7 +74,9 @@ fn settle(
     let progress = progress.unwrap_or_default();
     (record.tokens, record.usage_source) = match progress.usage {
         // Its output is counted at the end only: until then it is what was seen of it.
-        Some(usage) if record.platform == Platform::Anthropic => (usage, UsageSource::Estimated),
+        Some(usage) if matches!(record.platform, Platform::Anthropic | Platform::Antigravity) => {
+            (usage, UsageSource::Estimated)
+        }
         Some(usage) => (usage, UsageSource::Reported),
         None => (
             estimated(progress.output_bytes, draft.body_len),

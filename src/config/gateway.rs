@@ -6,8 +6,10 @@ use tollgate_filters::verdict::Cooldowns;
 
 use super::field::{Field, Table};
 use super::{
-    ConcurrencyConfig, GatewayConfig, OnClientDisconnect, SchedulingConfig, SchedulingWeights,
+    ConcurrencyConfig, GatewayConfig, MessageQueueConfig, OnClientDisconnect, SchedulingConfig,
+    SchedulingWeights,
 };
+use crate::domain::MessageQueueMode;
 
 /// A dead account costs one attempt; ten of them in a row and the pool itself is in trouble.
 const DEFAULT_ACCOUNT_SWITCHES: u32 = 10;
@@ -25,6 +27,15 @@ const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(180);
 const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Long enough for most answers to end by themselves.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Between messages of users where they are queued: as long as a person takes at least, and where requests are many
+/// what a hurried one does; longer than half a minute nobody is held up by others.
+const DEFAULT_MESSAGE_QUEUE: MessageQueueConfig = MessageQueueConfig {
+    mode: MessageQueueMode::Off,
+    min_delay: Duration::from_millis(200),
+    max_delay: Duration::from_millis(2000),
+    wait: Duration::from_secs(30),
+};
 
 /// As the keep-alive: what a waiting client sees.
 const DEFAULT_PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -57,6 +68,8 @@ const DEFAULT_WEIGHTS: SchedulingWeights = SchedulingWeights {
 
 /// Nothing is waited for longer than a day.
 const DAY_MS: i128 = 24 * 3600 * 1000;
+/// Messages further apart than a minute would be a queue that nobody gets through.
+const MAX_MESSAGE_DELAY_MS: i128 = 60_000;
 /// Shorter pings would be a load of their own.
 const MIN_PING_MS: i128 = 100;
 /// Rarer pings keep nobody's connection open.
@@ -92,6 +105,12 @@ pub(super) fn gateway(table: &Table<'_>) -> GatewayConfig {
             ])
         }),
         cooldowns: cooldowns.map_or_else(Cooldowns::default, |table| cooldowns_of(&table)),
+        message_queue: super::check::section(
+            table,
+            "user_message_queue",
+            "gateway.user_message_queue",
+        )
+        .map_or(DEFAULT_MESSAGE_QUEUE, |queue| message_queue(&queue)),
     }
 }
 
@@ -106,6 +125,30 @@ fn cooldowns_of(table: &Table<'_>) -> Cooldowns {
         overloaded: table.or("overloaded_ms", defaults.overloaded, rest),
         unauthorized: table.or("unauthorized_ms", defaults.unauthorized, rest),
     }
+}
+
+fn message_queue(table: &Table<'_>) -> MessageQueueConfig {
+    const DELAY: &str = "0 to 60000 milliseconds";
+    let delay = |f: &Field<'_>| milliseconds(f, 0..=MAX_MESSAGE_DELAY_MS, DELAY);
+    let queue = MessageQueueConfig {
+        mode: table.or("mode", DEFAULT_MESSAGE_QUEUE.mode, |f| {
+            f.choice(&MessageQueueMode::ALL.map(|mode| (mode.as_str(), mode)))
+        }),
+        min_delay: table.or("min_delay_ms", DEFAULT_MESSAGE_QUEUE.min_delay, delay),
+        max_delay: table.or("max_delay_ms", DEFAULT_MESSAGE_QUEUE.max_delay, delay),
+        wait: table.or("wait_ms", DEFAULT_MESSAGE_QUEUE.wait, wait_ms),
+    };
+    if queue.min_delay > queue.max_delay
+        && let Some(field) = table
+            .given("min_delay_ms")
+            .or_else(|| table.given("max_delay_ms"))
+    {
+        field.bad(
+            "min_delay_ms is longer than max_delay_ms",
+            "min_delay_ms up to max_delay_ms",
+        );
+    }
+    queue
 }
 
 pub(super) fn concurrency(table: &Table<'_>) -> ConcurrencyConfig {

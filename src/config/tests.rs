@@ -120,7 +120,8 @@ fn a_file_is_read_over_the_defaults_and_the_environment_over_the_file() {
     let folder = Folder::new(&[(
         "t.yaml",
         "server:\n  listen: 127.0.0.1:1\n  threads: 3\n  max_inflight_body_bytes: 300000000\n\
-         gateway: {keepalive_interval_ms: 0, drain_timeout_ms: 5, on_client_disconnect: abort}\n\
+         gateway: {keepalive_interval_ms: 0, drain_timeout_ms: 5, on_client_disconnect: abort,\n\
+        \x20 user_message_queue: {mode: off, min_delay_ms: 300, wait_ms: 0}}\n\
          scheduling: {weights: {queue: 2}}\n\
          billing: {default_rate_multiplier: 1.10, mode: simple, reservation: none}\n\
          timezone: America/Argentina/Buenos_Aires\n\
@@ -138,6 +139,7 @@ fn a_file_is_read_over_the_defaults_and_the_environment_over_the_file() {
                 "TOLLGATE_SERVER__TRUSTED_PROXIES",
                 r#"["10.0.0.0/8", "::1"]"#,
             ),
+            ("TOLLGATE_GATEWAY__USER_MESSAGE_QUEUE__MODE", "throttle"),
             ("TOLLGATE_SCHEDULING__WEIGHTS__LOAD", "0.25"),
             ("TOLLGATE_ADMIN__TOKEN", "1234567890123456"),
             ("TOLLGATE_LOGGING__LEVEL", "warn"),
@@ -166,6 +168,13 @@ fn a_file_is_read_over_the_defaults_and_the_environment_over_the_file() {
         config.gateway.on_client_disconnect,
         OnClientDisconnect::Abort
     );
+    let queue = MessageQueueConfig {
+        mode: MessageQueueMode::Throttle,
+        min_delay: Duration::from_millis(300),
+        max_delay: Duration::from_millis(2000),
+        wait: Duration::ZERO,
+    };
+    assert_eq!(config.gateway.message_queue, queue);
     let weights = config.scheduling.weights;
     assert_eq!(
         (weights.load, weights.queue, weights.error),
@@ -389,6 +398,22 @@ fn every_mistake_is_named() {
         (
             "gateway: {on_client_disconnect: drian}",
             "no such choice, found `drian`; expected drain, perhaps",
+        ),
+        (
+            "gateway: {user_message_queue: {mode: serialise}}",
+            "gateway.user_message_queue.mode: no such choice, found `serialise`; expected serialize, perhaps",
+        ),
+        (
+            "gateway: {user_message_queue: {min_delay_ms: 60001, max_delay_ms: 60001}}",
+            "gateway.user_message_queue.min_delay_ms: out of bounds",
+        ),
+        (
+            "gateway: {user_message_queue: {min_delay_ms: 2001}}",
+            "gateway.user_message_queue.min_delay_ms: min_delay_ms is longer than max_delay_ms",
+        ),
+        (
+            "gateway: {user_message_queue: {max_delay_ms: 199}}",
+            "gateway.user_message_queue.max_delay_ms: min_delay_ms is longer than max_delay_ms",
         ),
         (
             "concurrency: {ping_interval_ms: 99}",

@@ -139,6 +139,15 @@ impl MessageQueueMode {
     ];
     /// Their names, in the same order.
     pub const NAMES: [&str; 3] = ["off", "serialize", "throttle"];
+
+    /// The name in options and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            MessageQueueMode::Off => MessageQueueMode::NAMES[0],
+            MessageQueueMode::Serialize => MessageQueueMode::NAMES[1],
+            MessageQueueMode::Throttle => MessageQueueMode::NAMES[2],
+        }
+    }
 }
 
 impl Account {
@@ -153,12 +162,22 @@ impl Account {
     /// Whether it holds what accounts of its type prove themselves with.
     pub fn has_credential(&self) -> bool {
         match self.account_type {
-            AccountType::ApiKey => !self.credentials.api_key.expose().is_empty(),
+            AccountType::ApiKey | AccountType::Upstream => {
+                !self.credentials.api_key.expose().is_empty()
+            }
             AccountType::Oauth | AccountType::SetupToken => {
                 self.credentials.access_token().is_some()
             }
-            AccountType::Upstream => false,
         }
+    }
+
+    /// Whether it serves groups of `platform` that it is in: of its own platform; with
+    /// [`Habits::mixed_scheduling`] an account of Antigravity those of the dialects it speaks as well.
+    pub fn serves_groups_of(&self, platform: Platform) -> bool {
+        let mixes = self.platform == Platform::Antigravity
+            && self.habits.mixed_scheduling
+            && matches!(platform, Platform::Anthropic | Platform::Gemini);
+        self.platform == platform || mixes
     }
 
     /// The name `model` has at this account: by its mapping; then, where it is one of Anthropic's that is used

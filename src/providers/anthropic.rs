@@ -16,7 +16,7 @@ pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 pub const QUERY: &str = "beta=true";
 
 /// Where an API key stands.
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Which beta features clients may ask for.
 pub static BETA_POLICY: LazyLock<BetaPolicy> = LazyLock::new(BetaPolicy::default);

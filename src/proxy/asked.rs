@@ -62,6 +62,7 @@ pub fn responses(
         requested_model: request.model.into_owned(),
         model_spans: request.model_spans,
         output_limit_spans: request.output_limit_spans,
+        is_message: false,
         body_len: body.len(),
     })
 }
@@ -82,6 +83,7 @@ pub fn messages(
     };
     let conversation = conversation(&request, &sender);
     Ok(Asked {
+        is_message: !operation.counts && request.last.is_real_user(),
         endpoint: operation.endpoint,
         subpath: operation.subpath,
         counts: operation.counts,

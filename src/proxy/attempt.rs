@@ -1,5 +1,6 @@
 //! One attempt: an account, its slot, and the request as that account gets it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use tollgate_filters::rewrite::{Changes, Places, rewrite};
 
 use super::context::{Asked, Context, SentAttempt};
 use super::exchange::Judged;
+use super::message_queue::Turn;
 use super::relay::credential_kind;
 use crate::billing::journal::JournalError;
 use crate::domain::{Account, Platform};
-use crate::providers::anthropic;
 use crate::providers::target::Target;
+use crate::providers::{anthropic, antigravity};
 use crate::scheduler::Pool;
 use crate::state::Lease;
 
@@ -41,6 +43,8 @@ pub struct Attempt {
     pub address: SocketAddr,
     /// The account's slot, where one is taken.
     pub lease: Option<Lease>,
+    /// The turn of its message, where those are queued: until the upstream has accepted it.
+    pub turn: Option<Turn>,
     /// The model's name at this account.
     pub upstream_model: String,
     /// Path at the upstream.
@@ -76,13 +80,11 @@ impl Attempt {
         body_len: usize,
     ) -> Result<std::result::Result<RequestHeader, BetaBlocked>> {
         let mut to = match self.account.platform {
-            Platform::Anthropic => match self.anthropic_header(client)? {
+            Platform::Anthropic | Platform::Antigravity => match self.anthropic_header(client)? {
                 Ok(to) => to,
                 Err(blocked) => return Ok(Err(blocked)),
             },
-            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => {
-                self.openai_header(client)?
-            }
+            Platform::OpenAi | Platform::Gemini => self.openai_header(client)?,
         };
         if !to.headers.contains_key(header::CONTENT_TYPE) {
             to.insert_header(header::CONTENT_TYPE, "application/json")?;
@@ -108,7 +110,17 @@ impl Attempt {
     ) -> Result<std::result::Result<RequestHeader, BetaBlocked>> {
         use tollgate_filters::headers::anthropic::{BETA, VERSION, relayed, request, version};
 
-        let mut to = bare_header(client, &format!("{}?{}", self.path, anthropic::QUERY))?;
+        let (path, proof) = match self.account.platform {
+            Platform::Antigravity => (
+                Cow::Borrowed(&*self.path),
+                antigravity::credential(&self.account),
+            ),
+            _ => (
+                Cow::Owned(format!("{}?{}", self.path, anthropic::QUERY)),
+                anthropic::credential(&self.account),
+            ),
+        };
+        let mut to = bare_header(client, &path)?;
         if anthropic::passes_through(&self.account) {
             for (name, value) in relayed(&client.headers) {
                 to.append_header(name, value)?;
@@ -130,7 +142,7 @@ impl Attempt {
         if !to.headers.contains_key(VERSION) {
             to.insert_header(VERSION, version(&client.headers))?;
         }
-        let Some((name, value)) = anthropic::credential(&self.account) else {
+        let Some((name, value)) = proof else {
             return Err(Error::explain(
                 ErrorType::InvalidHTTPHeader,
                 "the account has no credential",
@@ -145,7 +157,7 @@ impl Attempt {
     fn body(&self, body: &Bytes, asked: &Asked, output_limit: Option<u64>) -> Vec<Bytes> {
         let model = (self.upstream_model != asked.requested_model).then_some(&*self.upstream_model);
         match self.account.platform {
-            Platform::Anthropic => {
+            Platform::Anthropic | Platform::Antigravity => {
                 let mut edits = Edits::default();
                 if let Some(model) = model {
                     edits.string(&asked.model_spans, model);
@@ -158,7 +170,7 @@ impl Attempt {
                 }
                 edits.pieces(body)
             }
-            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => {
+            Platform::OpenAi | Platform::Gemini => {
                 let places = Places {
                     model: &asked.model_spans,
                     output_limit: &asked.output_limit_spans,

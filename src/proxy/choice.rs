@@ -1,5 +1,6 @@
 //! Which account the next attempt goes to, with its slot: the one that is tried again, the one that
-//! made the previous response, the conversation's, else the best by load. Where all are full the
+//! made the previous response, the conversation's, else the best by load. Those that the group's routing names for
+//! the model come before all others. Where all are full the
 //! request stands in line for any of them.
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Instant;
 use chrono::{DateTime, TimeDelta, Utc};
 use pingora::Result;
 use pingora::proxy::Session;
+use tollgate_filters::affinity::routed_key;
 use tollgate_filters::reply::{ErrorReply, errors};
 
 use super::context::{Asked, Context};
@@ -18,7 +20,7 @@ use crate::auth::Principal;
 use crate::domain::{Account, AccountId, Conditions};
 use crate::scheduler::sticky::{sticky, waits};
 use crate::scheduler::{
-    Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
+    Candidates, Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
 };
 use crate::state::{Lease, MAX_LINES, Slot, StateError, Want};
 
@@ -48,6 +50,8 @@ struct Full {
     wants: Vec<Want>,
     /// Whether the conversation is bound to whatever comes free.
     binds: bool,
+    /// Its key then.
+    key: Option<u128>,
     /// Which layer waits: for any account, or for one.
     layer: Layer,
     /// When an account that is out now will be back.
@@ -146,13 +150,14 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
     if matches!(view.pool.fit(id, &view.conditions, request), Fit::No(_)) {
         return None;
     }
-    let candidates = view.pool.candidates(&view.conditions, request).ok()?;
+    let among = view.among(&asked, request).ok()?;
+    let candidates = &among.candidates;
     if !ctx.rooms.scheduler.health().chosen(id, view.now) && !candidates.last_resort() {
         return None;
     }
     let account = view.pool.member(id)?.account.clone();
     let required = full.layer == Layer::PreviousResponse;
-    let has_others = !required && candidates.more_than_one();
+    let has_others = !required && among.has_others;
     let found = Found {
         layer: full.layer,
         previous_hit: required,
@@ -160,22 +165,53 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
         candidates: candidates.everyone(MAX_LINES).len(),
         ..Found::default()
     };
-    drop(candidates);
+    drop(among);
     if full.binds {
-        view.bind(ctx, &asked, id).await;
+        view.bind(ctx, full.key, id).await;
     }
     Some(view.choice(ctx, account, lease, has_others, found))
+}
+
+/// Whether an account that was chosen some time ago may still be. What of it has been configured anew since is taken
+/// over.
+pub fn fits_still(ctx: &mut Context, choice: &mut Choice) -> bool {
+    let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
+        return false;
+    };
+    ctx.snapshot = ctx.rooms.snapshot.load_full();
+    let view = View::new(ctx, &principal, &asked);
+    let id = choice.account.id;
+    let request = view.request(ctx, &asked, &ctx.tries.excluded);
+    let fit = view.pool.fit(id, &view.conditions, request);
+    let member = view.pool.member(id).filter(|_| !matches!(fit, Fit::No(_)));
+    let account = member.map(|member| member.account.clone());
+    let fits = account.is_some();
+    choice.account = account.unwrap_or_else(|| choice.account.clone());
+    fits
 }
 
 /// What every layer looks at.
 struct View {
     pool: Pool,
+    /// Those of it that the group's routing names for the model, with the pattern that does.
+    routed: Option<(Pool, String)>,
     conditions: Arc<Conditions>,
     group: crate::domain::GroupId,
     seed: Seed,
     now: DateTime<Utc>,
     ttl: TimeDelta,
     began: Instant,
+}
+
+/// The accounts that are asked.
+struct Among<'v> {
+    candidates: Candidates<'v>,
+    /// By which a choice among them is made.
+    layer: Layer,
+    /// Under which the conversation is bound to one of them.
+    key: Option<u128>,
+    /// Whether a request that fails at one of them can go on to another, of whomever.
+    has_others: bool,
 }
 
 /// How an account was found, for the decision's record.
@@ -211,13 +247,17 @@ impl View {
             &ctx.snapshot.directory,
             group.id,
             group.platform,
-            Need::default(),
+            need(asked),
             &asked.model,
         );
+        let routed = pool
+            .routed()
+            .map(|(first, pattern)| (first, pattern.to_owned()));
         let session = asked.sticky_key.map(u128::to_be_bytes);
         let previous = asked.previous_response.map(u128::to_be_bytes);
         View {
             pool,
+            routed,
             conditions: ctx.rooms.state.conditions(),
             group: group.id,
             seed: Seed::of(
@@ -260,9 +300,54 @@ impl View {
         })
     }
 
-    /// The account that the conversation is bound to.
-    async fn bound_account(&self, ctx: &Context, asked: &Asked) -> Option<AccountId> {
-        let key = asked.sticky_key?;
+    /// Who is asked: the accounts that the group's routing names, while any of them may be chosen; else all. A routed
+    /// one that failed lately is as good as none while others did not.
+    fn among<'v>(
+        &'v self,
+        asked: &Asked,
+        request: Request<'v>,
+    ) -> std::result::Result<Among<'v>, NoAccount> {
+        let all = self.pool.candidates(&self.conditions, request)?;
+        let has_others = all.more_than_one();
+        if let Some((routed, pattern)) = &self.routed
+            && let Ok(candidates) = routed.candidates(&self.conditions, request)
+            && (all.last_resort() || !candidates.last_resort())
+        {
+            return Ok(Among {
+                candidates,
+                layer: Layer::Routed,
+                key: asked.sticky_key.map(|key| routed_key(key, pattern)),
+                has_others,
+            });
+        }
+        Ok(Among {
+            candidates: all,
+            layer: Layer::Load,
+            key: asked.sticky_key,
+            has_others,
+        })
+    }
+
+    /// The account that the conversation is bound to. Among routed ones it is bound apart, so that its other models
+    /// stay where they are; to begin with it stays where it is, if that is among them.
+    async fn bound_among(
+        &self,
+        ctx: &Context,
+        asked: &Asked,
+        among: &Among<'_>,
+    ) -> Option<AccountId> {
+        let bound = self.bound_account(ctx, among.key).await;
+        if bound.is_some() || among.layer != Layer::Routed {
+            return bound;
+        }
+        let elsewhere = self.bound_account(ctx, asked.sticky_key).await?;
+        let stays = matches!(sticky(&among.candidates, elsewhere), Sticky::Use(_));
+        stays.then_some(elsewhere)
+    }
+
+    /// The account that a conversation is bound to.
+    async fn bound_account(&self, ctx: &Context, key: Option<u128>) -> Option<AccountId> {
+        let key = key?;
         let state = &ctx.rooms.state;
         let bound = state.sticky(self.group, key, self.ttl, self.now).await;
         bound.unwrap_or_else(|error| {
@@ -271,8 +356,8 @@ impl View {
         })
     }
 
-    async fn bind(&self, ctx: &Context, asked: &Asked, account: AccountId) {
-        let Some(key) = asked.sticky_key else { return };
+    async fn bind(&self, ctx: &Context, key: Option<u128>, account: AccountId) {
+        let Some(key) = key else { return };
         let state = &ctx.rooms.state;
         let bound = state.bind(self.group, key, account, self.ttl, self.now);
         if let Err(error) = bound.await {
@@ -280,8 +365,8 @@ impl View {
         }
     }
 
-    async fn unbind(&self, ctx: &Context, asked: &Asked, account: AccountId) {
-        let Some(key) = asked.sticky_key else { return };
+    async fn unbind(&self, ctx: &Context, key: Option<u128>, account: AccountId) {
+        let Some(key) = key else { return };
         if let Err(error) = ctx.rooms.state.unbind(self.group, key, account).await {
             log::warn!("a conversation stays bound to its account: {error}");
         }
@@ -339,14 +424,16 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         return going_on(ctx, &view, request, id).await;
     }
 
-    let mut candidates = match view.pool.candidates(&view.conditions, request) {
-        Ok(candidates) => candidates,
+    let mut among = match view.among(&asked, request) {
+        Ok(among) => among,
         Err(none) => {
             let reply = no_account(ctx, none, view.now);
             return Err(unserved(ctx, reply));
         }
     };
-    let has_others = candidates.more_than_one();
+    let has_others = among.has_others;
+    // Whom a conversation that has to leave its account can go to now.
+    let has_others_here = among.candidates.more_than_one();
 
     // The account that is tried again, if it has room: else the choice is as free as before.
     if let Some(again) = ctx.tries.again
@@ -371,17 +458,17 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     // Sticky: the account that has this conversation in its prompt cache.
     let mut binds = true;
     let mut session_hit = false;
-    if let Some(id) = view.bound_account(ctx, &asked).await {
+    if let Some(id) = view.bound_among(ctx, &asked, &among).await {
         session_hit = true;
         let sticky_metric = ctx.rooms.metrics.sticky.clone();
         let count = move |what| sticky_metric.with_label_values(&[what]).inc();
-        match sticky(&candidates, id) {
+        match sticky(&among.candidates, id) {
             Sticky::Use(member) => {
                 let (account, want) = (member.account.clone(), member.want());
                 if let Some(lease) = try_lease(ctx, want).await? {
                     // While another request tries whether it works again, this one goes elsewhere.
                     let tried = ctx.rooms.scheduler.health().chosen(id, view.now);
-                    if tried || !has_others {
+                    if tried || !has_others_here {
                         count("hit");
                         let found = Found {
                             layer: Layer::Session,
@@ -392,11 +479,11 @@ async fn look(ctx: &mut Context) -> Result<Look> {
                             view.choice(ctx, account, lease, has_others, found),
                         ));
                     }
-                } else if has_others && worth_waiting(ctx, id).await {
+                } else if has_others_here && worth_waiting(ctx, id).await {
                     return Ok(Look::Bound(want));
                 }
                 // With nobody else in reach it is waited for in the common line.
-                if has_others {
+                if has_others_here {
                     count("spilled");
                 }
                 binds = false;
@@ -407,30 +494,33 @@ async fn look(ctx: &mut Context) -> Result<Look> {
             }
             Sticky::Unbind => {
                 count("unbound");
-                view.unbind(ctx, &asked, id).await;
+                view.unbind(ctx, among.key, id).await;
             }
         }
     }
 
     // By load, tier after tier.
-    while let Some(stage) = candidates.next_stage() {
+    while let Some(stage) = among.candidates.next_stage() {
         let Some((place, lease, mut found)) = by_load(ctx, &request, &stage).await? else {
             continue;
         };
         let account = stage.members[place].account.clone();
+        found.layer = among.layer;
         found.session_hit = session_hit;
-        drop(candidates);
+        let key = among.key;
+        drop(among);
         if binds {
-            view.bind(ctx, &asked, account.id).await;
+            view.bind(ctx, key, account.id).await;
         }
         return Ok(Look::Found(
             view.choice(ctx, account, lease, has_others, found),
         ));
     }
     Ok(Look::Full(Full {
-        wants: candidates.wants(MAX_LINES),
+        wants: among.candidates.wants(MAX_LINES),
         binds,
-        layer: Layer::Load,
+        key: among.key,
+        layer: among.layer,
         returns_at: returns_at(&view, &asked),
     }))
 }
@@ -443,18 +533,25 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let view = View::new(ctx, &principal, &asked);
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
-    let mut candidates = match view.pool.candidates(&view.conditions, request) {
-        Ok(candidates) => candidates,
+    let mut among = match view.among(&asked, request) {
+        Ok(among) => among,
+        Err(_) if counts_nowhere(ctx, &view, &principal, &asked) => {
+            return Err(unserved(ctx, errors::counting_not_supported()));
+        }
         Err(none) => {
             let reply = no_account(ctx, none, view.now);
             return Err(unserved(ctx, reply));
         }
     };
-    let bound = view.bound_account(ctx, &asked).await;
-    let mut found = Found::default();
+    let bound = view.bound_among(ctx, &asked, &among).await;
+    let candidates = &mut among.candidates;
+    let mut found = Found {
+        layer: among.layer,
+        ..Found::default()
+    };
     let mut account = None;
     if let Some(id) = bound
-        && let Sticky::Use(member) = sticky(&candidates, id)
+        && let Sticky::Use(member) = sticky(candidates, id)
     {
         found.layer = Layer::Session;
         found.session_hit = true;
@@ -470,12 +567,32 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
         let best = ranked.first().first();
         account = best.map(|place| stage.members[*place as usize].account.clone());
     }
-    drop(candidates);
+    drop(among);
     let Some(account) = account else {
         return Err(unserved(ctx, errors::no_available_accounts()));
     };
     ctx.rooms.scheduler.health().chosen(account.id, view.now);
     Ok(view.choice(ctx, account, None, false, found))
+}
+
+/// What a request needs of its account besides the model.
+fn need(asked: &Asked) -> Need {
+    Need {
+        counts: asked.counts,
+        ..Need::default()
+    }
+}
+
+/// Whether no account of the group that takes the model could ever count its tokens, though some could answer.
+fn counts_nowhere(ctx: &Context, view: &View, principal: &Principal, asked: &Asked) -> bool {
+    let group = &principal.group;
+    let answering = || {
+        let directory = &ctx.snapshot.directory;
+        let need = Need::default();
+        let scheduler = &ctx.rooms.scheduler;
+        scheduler.pool(directory, group.id, group.platform, need, &asked.model)
+    };
+    view.pool.is_empty() && !answering().is_empty()
 }
 
 /// For a request that goes on from a response which one account made.
@@ -502,6 +619,7 @@ async fn going_on(
         return Ok(Look::Full(Full {
             wants: vec![want],
             binds: false,
+            key: None,
             layer: Layer::PreviousResponse,
             returns_at: None,
         }));
@@ -536,6 +654,7 @@ async fn wait_for_bound(
     let full = Full {
         wants: vec![want],
         binds: false,
+        key: None,
         layer: Layer::Session,
         returns_at: None,
     };

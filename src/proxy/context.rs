@@ -80,6 +80,8 @@ pub struct Asked {
     pub service_tier: Option<String>,
     /// Reasoning effort asked for.
     pub reasoning_effort: Option<String>,
+    /// A user has written the last of its messages: it is not a program that goes on with what was begun.
+    pub is_message: bool,
     /// Bytes of the decoded body.
     pub body_len: usize,
     /// What bounds its price.
@@ -113,6 +115,8 @@ pub struct Tries {
     pub stale_connections: u32,
     /// Time spent waiting for accounts, over all attempts.
     pub waited: Duration,
+    /// Time spent in accounts' queues of messages, over all attempts.
+    pub queued: Duration,
     /// The place in the waiting lines.
     pub ticket: Option<Ticket>,
     /// Slots of failed attempts, until their accounts' cool-downs are set.

@@ -40,6 +40,10 @@ pub struct ProxyMetrics {
     pub waits: IntCounterVec,
     /// Seconds waited for a slot.
     pub wait_seconds: HistogramVec,
+    /// Messages of users that were queued at their accounts, by mode and how that ended.
+    pub message_queue: IntCounterVec,
+    /// Seconds they were queued.
+    pub message_queue_seconds: Histogram,
     /// Slots held.
     pub slots: IntGaugeVec,
     /// Attempts to set money aside, by how they ended.
@@ -107,7 +111,7 @@ impl ProxyMetrics {
             ),
             choices: m.counters(
                 "scheduler_choices_total",
-                "Accounts chosen for an attempt, by platform and layer (previous_response, session, again = the same account, load).",
+                "Accounts chosen for an attempt, by platform and layer (previous_response, session, again = the same account, routed, load).",
                 &["platform", "layer"],
             ),
             sticky: m.counters(
@@ -139,6 +143,12 @@ impl ProxyMetrics {
                 "wait_seconds",
                 "Seconds waited for a slot, by kind.",
                 &["slot"],
+                REQUEST_SECONDS,
+            ),
+            message_queue: message_queue(m),
+            message_queue_seconds: m.histogram(
+                "message_queue_wait_seconds",
+                "Seconds that messages of users were queued at their accounts.",
                 REQUEST_SECONDS,
             ),
             slots: m.gauges("slots_held", "Slots held, by kind.", &["slot"]),
@@ -227,4 +237,19 @@ impl ProxyMetrics {
             ),
         }
     }
+}
+
+/// With every series there can be: they are few, and one that begins at its first sample hides that from rates.
+fn message_queue(m: &Metrics) -> IntCounterVec {
+    let counters = m.counters(
+        "message_queue_total",
+        "Messages of users that were queued at their accounts, by mode and result (granted, timeout = gone out of turn, client_gone, error = gone out of turn, the live state could not be reached).",
+        &["mode", "result"],
+    );
+    for mode in ["serialize", "throttle"] {
+        for result in ["granted", "timeout", "client_gone", "error"] {
+            counters.with_label_values(&[mode, result]);
+        }
+    }
+    counters
 }

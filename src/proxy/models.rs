@@ -24,7 +24,8 @@ pub fn list(snapshot: &Snapshot, principal: &Principal, dialect: Dialect) -> Vec
         .directory
         .accounts_of(principal.group.id)
         .iter()
-        .filter(|account| account.platform == principal.group.platform && account.is_available(now))
+        .filter(|account| account.serves_groups_of(principal.group.platform))
+        .filter(|account| account.is_available(now))
         .flat_map(|account| account.model_mapping.iter())
         .map(|(model, _)| model)
         .filter(|model| !model.ends_with('*'))

@@ -1,5 +1,5 @@
-//! From a request to an attempt: the account is chosen, its slot taken or waited for, its address
-//! looked up.
+//! From a request to an attempt: the account is chosen, its slot taken or waited for, its turn where it takes
+//! messages one after another, its address looked up.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +18,12 @@ use super::context::{Asked, Context};
 use super::egress::UNRESOLVED;
 use super::exchange::{Failure, Judged};
 use super::failover::{EndedAttempt, account_failed, exhausted, retry_pause};
+use super::message_queue::{Queued, queue};
 use super::wait::wait_for;
 use crate::config::GatewayConfig;
 use crate::domain::{Account, Platform};
 use crate::providers::target::Target;
-use crate::providers::{anthropic, openai};
+use crate::providers::{anthropic, antigravity, openai};
 
 /// Streams we open on one HTTP/2 connection to a provider; servers commonly allow 100 to 128.
 const UPSTREAM_H2_STREAMS: usize = 100;
@@ -50,7 +51,11 @@ pub fn unserved(ctx: &mut Context, reply: ErrorReply) -> Box<Error> {
 pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt> {
     pause(session, ctx).await?;
     loop {
-        let choice = choose_account(session, ctx).await?;
+        let mut choice = choose_account(session, ctx).await?;
+        let turn = match queue(session, ctx, &mut choice).await? {
+            Queued::Go(turn) => turn,
+            Queued::Elsewhere => continue,
+        };
         let started = Instant::now();
         let ended = EndedAttempt {
             account: choice.account.clone(),
@@ -100,6 +105,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             target: target.clone(),
             address,
             lease: choice.lease,
+            turn,
             pool: choice.pool,
             judged: Judged {
                 model: asked.model.clone(),
@@ -125,9 +131,8 @@ fn path(account: &Account, target: &Target, asked: &Asked) -> String {
             anthropic::messages_path(target, anthropic::COUNT_TOKENS)
         }
         Platform::Anthropic => anthropic::messages_path(target, ""),
-        Platform::OpenAi | Platform::Gemini | Platform::Antigravity => {
-            openai::responses_path(target, &asked.subpath)
-        }
+        Platform::Antigravity => antigravity::messages_path(target),
+        Platform::OpenAi | Platform::Gemini => openai::responses_path(target, &asked.subpath),
     }
 }
 

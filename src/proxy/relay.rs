@@ -717,8 +717,8 @@ impl Refusal {
 pub fn judge<'a>(account: &'a Account, cooldowns: Cooldowns, echoed: &'a [&'a str]) -> Judge<'a> {
     Judge {
         shape: match account.platform {
-            Platform::Anthropic => Shape::Anthropic,
-            Platform::OpenAi | Platform::Gemini | Platform::Antigravity => Shape::OpenAi,
+            Platform::Anthropic | Platform::Antigravity => Shape::Anthropic,
+            Platform::OpenAi | Platform::Gemini => Shape::OpenAi,
         },
         credential: credential_kind(account),
         policy: &account.error_policy,

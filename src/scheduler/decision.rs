@@ -14,16 +14,19 @@ pub enum Layer {
     Session,
     /// The account that is tried again.
     Again,
+    /// Load, errors and speed, among the accounts that the group's routing names for the model.
+    Routed,
     /// Load, errors and speed.
     Load,
 }
 
 impl Layer {
     /// All of them.
-    pub const ALL: [Layer; 4] = [
+    pub const ALL: [Layer; 5] = [
         Layer::PreviousResponse,
         Layer::Session,
         Layer::Again,
+        Layer::Routed,
         Layer::Load,
     ];
 
@@ -33,6 +36,7 @@ impl Layer {
             Layer::PreviousResponse => "previous_response",
             Layer::Session => "session",
             Layer::Again => "again",
+            Layer::Routed => "routed",
             Layer::Load => "load",
         }
     }
@@ -102,6 +106,7 @@ mod tests {
              top_k=7 skew=12.3 took_us=2"
         );
         let names = Layer::ALL.map(Layer::as_str);
-        assert_eq!(names, ["previous_response", "session", "again", "load"]);
+        let expected = ["previous_response", "session", "again", "routed", "load"];
+        assert_eq!(names, expected);
     }
 }

@@ -32,11 +32,13 @@ pub struct Need {
     pub transport: Transport,
     /// Whether it makes images, and how.
     pub image: Image,
+    /// Whether it counts tokens, and does nothing else.
+    pub counts: bool,
 }
 
 impl Need {
     /// How many there are.
-    pub(super) const COUNT: usize = 6;
+    pub(super) const COUNT: usize = 12;
 
     /// A number below [`Need::COUNT`], different for each.
     pub(super) fn index(self) -> usize {
@@ -49,17 +51,26 @@ impl Need {
             Image::Basic => 1,
             Image::Native => 2,
         };
-        transport + image
+        let counts = if self.counts { 6 } else { 0 };
+        transport + image + counts
     }
 }
 
-/// Whether requests with this need can be sent through `account`. Requests go through API keys of OpenAI and
-/// API keys and tokens of Anthropic at present; other kinds of account are kept in the directory and not chosen.
+/// Whether requests with this need can be sent through `account`. Requests go through API keys of OpenAI, API keys
+/// and tokens of Anthropic and relays of Antigravity at present; other kinds of account are kept in the directory and
+/// not chosen. Antigravity counts no tokens (SPEC 9.10).
 pub fn serves(account: &Account, need: Need) -> bool {
     let kind = match account.platform {
         Platform::OpenAi => account.account_type == AccountType::ApiKey,
-        Platform::Anthropic => account.has_credential(),
-        Platform::Gemini | Platform::Antigravity => false,
+        Platform::Anthropic => {
+            account.account_type != AccountType::Upstream && account.has_credential()
+        }
+        Platform::Antigravity => {
+            account.account_type == AccountType::Upstream
+                && account.has_credential()
+                && !need.counts
+        }
+        Platform::Gemini => false,
     };
     let transport = match need.transport {
         Transport::HttpSse => true,

@@ -12,7 +12,7 @@ use super::conditions::Held;
 use super::health::{Health, Moment, Outcome, Vitals};
 use super::need::{Need, serves};
 use crate::domain::mapping::Prefixes;
-use crate::domain::{Account, AccountId, Conditions, Platform};
+use crate::domain::{Account, AccountId, Conditions, GroupRules, Platform};
 use crate::state::{Slot, Want};
 
 /// An account with what is needed to choose it.
@@ -65,23 +65,41 @@ impl Member {
     }
 }
 
-/// The accounts of a group on one platform that the operator lets be chosen, best tier first.
+/// The accounts of a group that serve one platform and that the operator lets be chosen, best tier first.
 #[derive(Debug)]
 pub(super) struct Roster {
     /// By priority, then id.
     members: Box<[Member]>,
+    /// Which of them are asked first for which models.
+    rules: Arc<GroupRules>,
     /// Where an account stands in `members`; in id order.
     by_id: Box<[(AccountId, u32)]>,
-    /// Models named by a rule of any of the accounts, and the class of each.
+    /// Models named by a rule of any of the accounts or by the routing, and the class of each.
     exact: HashMap<Box<str>, usize>,
-    /// Prefixes in rules of any of the accounts, and the class of each.
+    /// Prefixes in rules of any of the accounts or in the routing, and the class of each.
     prefixes: Prefixes<usize>,
     /// A class of models that the same accounts take, whatever the model: those that one exact key
     /// names; those with the same longest prefix; all others. There are as many as there are rules,
     /// so that models that clients make up cost nothing to remember.
-    classes: Box<[[OnceLock<Arc<Takers>>; Need::COUNT]]>,
+    classes: Box<[[OnceLock<Class>; Need::COUNT]]>,
     /// The conditions last asked about, sorted by member.
     held: ArcSwapOption<Held>,
+}
+
+/// Who takes a class of models.
+#[derive(Clone, Debug)]
+struct Class {
+    takers: Arc<Takers>,
+    /// Those of them that the group's routing names, if there are any.
+    routed: Option<Arc<Routed>>,
+}
+
+/// Accounts that are asked first.
+#[derive(Debug)]
+struct Routed {
+    /// The pattern that names them.
+    pattern: Box<str>,
+    takers: Arc<Takers>,
 }
 
 /// The members that take a class of models.
@@ -94,10 +112,15 @@ pub(super) struct Takers {
 }
 
 impl Roster {
-    pub(super) fn new(accounts: &[Arc<Account>], platform: Platform, health: &Health) -> Roster {
+    pub(super) fn new(
+        accounts: &[Arc<Account>],
+        platform: Platform,
+        rules: Arc<GroupRules>,
+        health: &Health,
+    ) -> Roster {
         let mut accounts: Vec<&Arc<Account>> = accounts
             .iter()
-            .filter(|a| a.platform == platform && a.enabled && a.schedulable && !a.paused)
+            .filter(|a| a.serves_groups_of(platform) && a.enabled && a.schedulable && !a.paused)
             .collect();
         accounts.sort_by_key(|a| (a.priority, a.id));
         let vitals = health.of_all(&accounts);
@@ -119,16 +142,19 @@ impl Roster {
         };
         let mut exact = HashMap::new();
         let mut prefixes = HashMap::new();
-        for member in &members {
-            for (key, _) in member.account.model_mapping.iter() {
-                class(&mut exact, key);
-                if let Some(prefix) = key.strip_suffix('*') {
-                    class(&mut prefixes, prefix);
-                }
+        let names = members
+            .iter()
+            .flat_map(|member| member.account.model_mapping.iter())
+            .map(|(key, _)| key);
+        for key in names.chain(rules.routing.iter().map(|(pattern, _)| pattern.as_str())) {
+            class(&mut exact, key);
+            if let Some(prefix) = key.strip_suffix('*') {
+                class(&mut prefixes, prefix);
             }
         }
         Roster {
             members,
+            rules,
             by_id,
             exact,
             prefixes: Prefixes::new(prefixes.into_iter()),
@@ -138,17 +164,28 @@ impl Roster {
     }
 
     /// The accounts that take `model` and can serve `need`.
-    fn takers(&self, need: Need, model: &str) -> Arc<Takers> {
+    fn class(&self, need: Need, model: &str) -> Class {
         let class = match self.exact.get(model) {
             Some(class) => *class,
             None => self.prefixes.longest(model).map_or(0, |(_, class)| *class),
         };
-        let takers = self.classes[class][need.index()].get_or_init(|| {
+        let class = self.classes[class][need.index()].get_or_init(|| {
             let takes =
                 |m: &Member| serves(&m.account, need) && m.account.model_mapping.supports(model);
-            Arc::new(Takers::new(&self.members, takes))
+            let routed = self.rules.route(model).map(|(pattern, first)| Routed {
+                pattern: pattern.into(),
+                takers: Arc::new(Takers::new(&self.members, |m| {
+                    first.contains(&m.id) && takes(m)
+                })),
+            });
+            Class {
+                takers: Arc::new(Takers::new(&self.members, takes)),
+                routed: routed
+                    .filter(|routed| !routed.takers.members.is_empty())
+                    .map(Arc::new),
+            }
         });
-        takers.clone()
+        class.clone()
     }
 
     /// The conditions, sorted by member: once for each picture of them.
@@ -200,12 +237,29 @@ impl Takers {
 pub struct Pool {
     roster: Arc<Roster>,
     pub(super) takers: Arc<Takers>,
+    routed: Option<Arc<Routed>>,
 }
 
 impl Pool {
     pub(super) fn new(roster: Arc<Roster>, need: Need, model: &str) -> Pool {
-        let takers = roster.takers(need, model);
-        Pool { roster, takers }
+        let Class { takers, routed } = roster.class(need, model);
+        Pool {
+            roster,
+            takers,
+            routed,
+        }
+    }
+
+    /// Those of its accounts that the group's routing names for the model, which are asked before all
+    /// others (SPEC 6.4), and the pattern that names them.
+    pub fn routed(&self) -> Option<(Pool, &str)> {
+        let routed = self.routed.as_ref()?;
+        let first = Pool {
+            roster: self.roster.clone(),
+            takers: routed.takers.clone(),
+            routed: None,
+        };
+        Some((first, &routed.pattern))
     }
 
     /// How many accounts know the model and can serve the need, whether or not they may be chosen now.

@@ -13,8 +13,8 @@ use super::*;
 use crate::config::SchedulingWeights;
 use crate::domain::account::quota::AccountQuota;
 use crate::domain::{
-    Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials,
-    ModelMapping, Multiplier, Objects,
+    Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials, Group,
+    Habits, ModelMapping, Multiplier, Objects, Secret, SubscriptionType,
 };
 use crate::state::Load;
 
@@ -259,8 +259,15 @@ fn capabilities() {
     let mut seen = std::collections::HashSet::new();
     for transport in transports {
         for image in images {
-            let need = Need { transport, image };
-            assert!(seen.insert(need.index()) && need.index() < Need::COUNT);
+            let need = Need {
+                transport,
+                image,
+                counts: false,
+            };
+            for counts in [false, true] {
+                let need = Need { counts, ..need };
+                assert!(seen.insert(need.index()) && need.index() < Need::COUNT);
+            }
             assert_eq!(
                 serves(&account(1), need),
                 transport == Transport::HttpSse,
@@ -284,13 +291,198 @@ fn capabilities() {
     );
     let need = Need {
         transport: Transport::WebSocket,
-        image: Image::Any,
+        ..Need::default()
     };
     let sockets = scheduler.pool(&directory, GROUP, Platform::OpenAi, need, MODEL);
     assert_eq!(
         (sockets.len(), pool(&scheduler, &directory, MODEL).len()),
         (1, 2)
     );
+}
+
+#[test]
+fn which_kinds_of_account_serve_and_which_count_tokens() {
+    use super::need::serves;
+    use AccountType::{ApiKey, Oauth, SetupToken, Upstream};
+    let secrets = |key: &str, token: &str| Credentials {
+        api_key: Secret::new(key),
+        base_url: None,
+        other: [("access_token".to_owned(), Secret::new(token))].into(),
+    };
+    let (none, both) = (secrets("", ""), secrets("k", "t"));
+    for (platform, kind, credentials, answers, counts) in [
+        (Platform::OpenAi, ApiKey, &both, true, true),
+        (Platform::OpenAi, Oauth, &both, false, false),
+        (Platform::Anthropic, ApiKey, &both, true, true),
+        (Platform::Anthropic, ApiKey, &none, false, false),
+        (Platform::Anthropic, Oauth, &both, true, true),
+        (Platform::Anthropic, Oauth, &none, false, false),
+        (Platform::Anthropic, SetupToken, &both, true, true),
+        (Platform::Anthropic, Upstream, &both, false, false),
+        (Platform::Antigravity, Upstream, &both, true, false),
+        (Platform::Antigravity, Upstream, &none, false, false),
+        (Platform::Antigravity, Oauth, &both, false, false),
+        (Platform::Antigravity, ApiKey, &both, false, false),
+        (Platform::Gemini, ApiKey, &both, false, false),
+    ] {
+        let account = Account {
+            platform,
+            account_type: kind,
+            credentials: credentials.clone(),
+            ..account(1)
+        };
+        let serves = |counts| {
+            let need = Need {
+                counts,
+                ..Need::default()
+            };
+            serves(&account, need)
+        };
+        let got = (serves(false), serves(true));
+        assert_eq!(got, (answers, counts), "{platform} {kind:?}");
+    }
+}
+
+/// A group of Anthropic's platform with this routing and these accounts (keys of Anthropic's, named by their ids).
+fn routed(routing: &serde_json::Value, accounts: Vec<Account>) -> Directory {
+    let options = serde_json::json!({ "model_routing": routing });
+    let group = Group {
+        id: GROUP,
+        name: "g".to_owned(),
+        enabled: true,
+        platform: Platform::Anthropic,
+        rate_multiplier: Multiplier(1_000_000),
+        subscription_type: SubscriptionType::Standard,
+        daily_limit: None,
+        weekly_limit: None,
+        monthly_limit: None,
+        rpm_limit: 0,
+        options: options.as_object().unwrap().clone(),
+    };
+    let of_anthropic = |account: Account| Account {
+        name: account.id.0.to_string(),
+        platform: Platform::Anthropic,
+        credentials: Credentials {
+            api_key: Secret::new("k"),
+            ..Credentials::default()
+        },
+        ..account
+    };
+    Directory::new(Objects {
+        version: 1,
+        groups: vec![group],
+        accounts: accounts.into_iter().map(of_anthropic).collect(),
+        ..Objects::default()
+    })
+}
+
+#[test]
+fn each_model_has_the_accounts_that_its_route_names() {
+    let accounts = vec![
+        account(1),
+        account(2),
+        mapped(3, &["opus*"]),
+        mapped(4, &["opus-5", "haiku"]),
+        Account {
+            paused: true,
+            ..account(5)
+        },
+    ];
+    let routing = serde_json::json!({
+        "opus*": ["3", "2", "gone"], "opus-5": ["1", "4"], "opus-5-1*": ["5"], "haiku*": ["3"],
+        "haiku": ["4", "1"], "none": [], "sonnet": ["1", "2", "3", "4", "5"],
+    });
+    let directory = routed(&routing, accounts);
+    let scheduler = Scheduler::new();
+    let pool =
+        |platform, model: &str| scheduler.pool(&directory, GROUP, platform, Need::default(), model);
+    let ids = |pool: &Pool, model: &str| {
+        let request = Request {
+            model,
+            ..request(&[], 0)
+        };
+        stages(pool, &conditions(&[]), request).unwrap().concat()
+    };
+    #[rustfmt::skip]
+    let rows: [(&str, &[i64], Option<(&str, &[i64])>); 9] = [
+        ("opus", &[1, 2, 3], Some(("opus*", &[2, 3]))),
+        ("opus-4", &[1, 2, 3], Some(("opus*", &[2, 3]))),
+        ("opus-5", &[1, 2, 3, 4], Some(("opus-5", &[1, 4]))),
+        // Nobody that may be chosen is named by the longest beginning, or takes the model.
+        ("opus-5-1", &[1, 2, 3], None),
+        ("haiku-4", &[1, 2], None),
+        ("haiku", &[1, 2, 4], Some(("haiku", &[1, 4]))),
+        ("none", &[1, 2], None),
+        ("sonnet", &[1, 2], Some(("sonnet", &[1, 2]))),
+        ("sonnet-5", &[1, 2], None),
+    ];
+    for (model, everybody, first) in rows.iter().chain(rows.iter().rev()) {
+        let all = pool(Platform::Anthropic, model);
+        assert_eq!(ids(&all, model), *everybody, "{model}");
+        let got = all
+            .routed()
+            .map(|(first, pattern)| (pattern.to_owned(), ids(&first, model)));
+        let expected = first.map(|(pattern, first)| (pattern.to_owned(), first.to_vec()));
+        assert_eq!(got, expected, "{model}");
+    }
+    // One that is not named is a mismatch there, whatever it takes.
+    let (first, _) = pool(Platform::Anthropic, "opus-5").routed().unwrap();
+    let request = Request {
+        model: "opus-5",
+        ..request(&[], 0)
+    };
+    let fit = |id| first.fit(AccountId(id), &conditions(&[]), request);
+    assert_eq!(
+        [1, 2, 4, 9].map(fit),
+        [
+            Fit::Yes,
+            Fit::No(Unfit::Mismatch),
+            Fit::Yes,
+            Fit::No(Unfit::Unknown)
+        ]
+    );
+    assert!(first.routed().is_none());
+    // Only groups of Anthropic's route.
+    assert!(pool(Platform::OpenAi, "opus-5").routed().is_none());
+}
+
+#[test]
+fn relays_of_antigravity_serve_the_groups_that_they_are_told_to() {
+    let relay = |id, platform, mixed_scheduling| Account {
+        platform,
+        account_type: AccountType::Upstream,
+        credentials: Credentials {
+            api_key: Secret::new("k"),
+            ..Credentials::default()
+        },
+        habits: Habits {
+            mixed_scheduling,
+            ..Habits::default()
+        },
+        ..account(id)
+    };
+    let accounts = vec![
+        relay(1, Platform::Antigravity, true),
+        relay(2, Platform::Antigravity, false),
+        // The option is Antigravity's.
+        relay(3, Platform::Anthropic, true),
+        relay(4, Platform::OpenAi, true),
+    ];
+    let directory = directory(1, accounts);
+    let scheduler = Scheduler::new();
+    let members = |platform| {
+        let pool = scheduler.pool(&directory, GROUP, platform, Need::default(), MODEL);
+        let is_member = |id: &i64| pool.member(AccountId(*id)).is_some();
+        (1..=4).filter(is_member).collect::<Vec<i64>>()
+    };
+    for (platform, expected) in [
+        (Platform::Anthropic, &[1, 3][..]),
+        (Platform::Gemini, &[1]),
+        (Platform::Antigravity, &[1, 2]),
+        (Platform::OpenAi, &[4]),
+    ] {
+        assert_eq!(members(platform), expected, "{platform}");
+    }
 }
 
 #[test]

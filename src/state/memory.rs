@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::bindings::Bindings;
 use super::conditions::{AllConditions, Strikes};
 use super::lines::tick;
+use super::messages::Messages;
 use super::owners::{Owner, Owners};
 use super::responses::Responses;
 use super::rpm::Rpm;
@@ -26,6 +27,8 @@ pub struct SharedState {
     clock: Arc<AtomicU64>,
     users: Arc<Table>,
     accounts: Arc<Table>,
+    turns: Arc<Table>,
+    messages: Messages,
     owners: Owners,
     bindings: Bindings,
     responses: Mutex<Responses>,
@@ -41,6 +44,8 @@ impl SharedState {
         Arc::new(SharedState {
             users: Table::new(clock.clone(), false),
             accounts: Table::new(clock.clone(), true),
+            turns: Table::new(clock.clone(), false),
+            messages: Messages::new(),
             clock,
             owners: Owners::default(),
             bindings: Bindings::new(),
@@ -55,13 +60,16 @@ impl SharedState {
         match slot {
             Slot::User(_) => &self.users,
             Slot::Account(_) => &self.accounts,
+            Slot::Turn(_) => &self.turns,
         }
     }
 
     /// Whether no slot is held, nobody waits and nothing is kept for either.
     #[cfg(test)]
     pub(super) fn is_at_rest(&self) -> bool {
-        self.users.is_at_rest() && self.accounts.is_at_rest()
+        [&self.users, &self.accounts, &self.turns]
+            .iter()
+            .all(|table| table.is_at_rest())
     }
 
     /// Users whose turn is remembered.
@@ -281,6 +289,19 @@ impl LiveState for MemoryState {
         self.shared.rpm.of(account, now)
     }
 
+    async fn let_message_go(
+        &self,
+        account: AccountId,
+        gap: TimeDelta,
+        now: DateTime<Utc>,
+    ) -> Result<Option<TimeDelta>, StateError> {
+        Ok(self.shared.messages.go(account, gap, now))
+    }
+
+    fn message_ended(&self, account: AccountId, now: DateTime<Utc>) {
+        self.shared.messages.ended(account, now);
+    }
+
     async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError> {
         if !self.shared.owners.renew(&self.owner(), now) {
             // Found dead in this very moment; its successor is known for as long.
@@ -293,13 +314,17 @@ impl LiveState for MemoryState {
         (self.shared.users.held(), self.shared.accounts.held())
     }
 
+    fn turns_held(&self) -> u64 {
+        self.shared.turns.held()
+    }
+
     fn waiting(&self) -> (u64, u64) {
         (self.shared.users.waiting(), self.shared.accounts.waiting())
     }
 
     fn sweep(&self, now: DateTime<Utc>) {
         let shared = &self.shared;
-        let tables = [shared.users.as_ref(), shared.accounts.as_ref()];
+        let tables = [&shared.users, &shared.accounts, &shared.turns].map(Arc::as_ref);
         shared.owners.take_back(&self.owner.load(), now, tables);
         shared.bindings.sweep(now);
         shared.responses.lock().sweep(now);

@@ -23,6 +23,7 @@ pub(super) struct Owner {
     dead: AtomicBool,
     users: Dense<Share>,
     accounts: Dense<Share>,
+    turns: Dense<Share>,
 }
 
 impl Owner {
@@ -32,6 +33,7 @@ impl Owner {
             dead: AtomicBool::new(false),
             users: Dense::new(),
             accounts: Dense::new(),
+            turns: Dense::new(),
         })
     }
 
@@ -45,6 +47,7 @@ impl Owner {
         let shares = match slot {
             Slot::User(_) => &self.users,
             Slot::Account(_) => &self.accounts,
+            Slot::Turn(_) => &self.turns,
         };
         shares.with(slot.row(), || table.share(self.id, slot), look)
     }
@@ -101,7 +104,7 @@ impl Owners {
     }
 
     /// Takes back what dead owners hold; `own` is the one that looks, and never among them.
-    pub(super) fn take_back(&self, own: &Owner, now: DateTime<Utc>, tables: [&Table; 2]) {
+    pub(super) fn take_back(&self, own: &Owner, now: DateTime<Utc>, tables: [&Table; 3]) {
         let mut dead = Vec::new();
         {
             let mut known = self.known.lock();
@@ -122,6 +125,7 @@ impl Owners {
             }
             owner.users.for_each(|share| share.take_back());
             owner.accounts.for_each(|share| share.take_back());
+            owner.turns.for_each(|share| share.take_back());
         }
     }
 }

@@ -3,6 +3,7 @@
 mod laws;
 mod owners;
 mod storm;
+mod turns;
 mod waiting;
 
 use std::future::Future;

@@ -499,6 +499,7 @@ impl Gateway {
             "requests_in_flight",
             "slots_held{slot=\"user\"}",
             "slots_held{slot=\"account\"}",
+            "slots_held{slot=\"turn\"}",
             "inflight_body_bytes",
             "reservations_open",
             "writer_queue_records",

@@ -93,9 +93,10 @@ pub struct LastMessage {
 }
 
 impl LastMessage {
-    /// Whether somebody has said something, rather than a program having returned what its tools gave.
+    /// Whether somebody has said something, rather than a program having returned what its tools gave. What stands
+    /// beside the results of tools is a program's as well: it goes on with what was begun.
     pub fn is_real_user(&self) -> bool {
-        self.from_user && self.has_other
+        self.from_user && !self.has_tool_result
     }
 }
 

@@ -73,8 +73,9 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
     });
     if platform.is_some_and(|platform| !is_served(platform, account_type)) {
         item.warn(
-            "this version sends requests only through openai accounts of type api_key and \
-             anthropic accounts of type api_key, oauth and setup_token",
+            "this version sends requests only through openai accounts of type api_key, \
+             anthropic accounts of type api_key, oauth and setup_token and, in anthropic groups, \
+             antigravity accounts of type upstream",
         );
     }
     Some(AccountResource {
@@ -112,26 +113,36 @@ fn is_served(platform: Platform, account_type: AccountType) -> bool {
     match platform {
         Platform::OpenAi => account_type == AccountType::ApiKey,
         Platform::Anthropic => account_type != AccountType::Upstream,
-        Platform::Gemini | Platform::Antigravity => false,
+        Platform::Antigravity => account_type == AccountType::Upstream,
+        Platform::Gemini => false,
     }
 }
 
 fn credentials(account: &Table<'_>, account_type: AccountType) -> Credentials {
     const API_KEY: &str = "the provider's key, `${ENV_NAME}` or `file:/path`";
+    let has_key = matches!(account_type, AccountType::ApiKey | AccountType::Upstream);
+    // Nobody knows where a relay is but its operator.
+    let has_address = account_type == AccountType::Upstream;
     let mut credentials = Credentials::default();
     let field = account.given("credentials").map(Field::secretly);
     let table = field.and_then(|field| {
         let table = field.table(CREDENTIAL_KEYS)?;
-        if account_type == AccountType::ApiKey {
+        if has_key {
             table.required("api_key", API_KEY);
+        }
+        if has_address {
+            table.required("base_url", "the relay's address");
         }
         Some(table)
     });
     let Some(table) = table else {
-        if account_type == AccountType::ApiKey && account.given("credentials").is_none() {
+        if has_key && account.given("credentials").is_none() {
             account.required(
                 "credentials",
-                "a map with api_key and, if need be, base_url",
+                match has_address {
+                    true => "a map with api_key and base_url",
+                    false => "a map with api_key and, if need be, base_url",
+                },
             );
         }
         return credentials;

@@ -60,6 +60,12 @@ pub(super) fn group<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Group
             }
         }
     }
+    if platform.is_some_and(|platform| platform != Platform::Anthropic)
+        && group.options.contains_key(rules::MODEL_ROUTING)
+        && let Some(field) = table.given(rules::MODEL_ROUTING)
+    {
+        field.warn("not used: only groups of platform anthropic route models");
+    }
     // What stands in for a bad name or platform is never seen: a mistake was noted.
     Some(group)
 }

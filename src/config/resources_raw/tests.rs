@@ -44,7 +44,11 @@ fn mistakes(texts: &[&str]) -> Vec<String> {
 #[test]
 fn the_example_is_right_and_warns_of_nothing() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/resources.example.yaml");
-    let env = env(&[("OPENAI_API_KEY", "sk-example"), ("CLAUDE_TOKEN", "t")]);
+    let env = env(&[
+        ("OPENAI_API_KEY", "sk-example"),
+        ("CLAUDE_TOKEN", "t"),
+        ("RELAY_KEY", "k"),
+    ]);
     let (resources, warnings) =
         load_resources(&[file], &env).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(warnings, Vec::<String>::new());
@@ -59,7 +63,7 @@ fn the_example_is_right_and_warns_of_nothing() {
             resources.error_passthrough_rules.len(),
             resources.prices.len(),
         ),
-        (3, 3, 1, 1, 1, 1, 1, 1)
+        (3, 4, 1, 1, 1, 1, 1, 1)
     );
     assert_eq!(
         resources.accounts[0].credentials.api_key.expose(),
@@ -72,7 +76,10 @@ fn the_example_is_right_and_warns_of_nothing() {
     let others = &resources.accounts[2].extra;
     assert_eq!(soft_limits(others), soft_limits(&Default::default()));
     assert_eq!(habits(others), habits(&Default::default()));
-    assert_eq!(options.len() + others.len(), ALL.len());
+    // What is off by default, where it means something.
+    let of_relay = &resources.accounts[3].extra;
+    assert!(habits(of_relay).0.mixed_scheduling);
+    assert_eq!(options.len() + others.len() + of_relay.len(), ALL.len());
 }
 
 #[test]
@@ -730,6 +737,7 @@ fn what_is_stored_but_has_no_effect_is_said() {
     );
     assert_eq!(resources.api_keys[0].ip_deny, ["somewhere"]);
     for want in [
+        "groups[0] \"g\".model_routing: not used: only groups of platform anthropic route models",
         "accounts[1] \"b\": this version sends requests only through openai accounts of type api_key",
         "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
         "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",
@@ -740,8 +748,42 @@ fn what_is_stored_but_has_no_effect_is_said() {
             "{want}\n{warnings:#?}"
         );
     }
-    assert_eq!(warnings.len(), 3, "{warnings:#?}");
-    assert!(warnings[0].starts_with("0.yaml:6:"), "{warnings:#?}");
+    assert_eq!(warnings.len(), 4, "{warnings:#?}");
+    assert!(
+        warnings.iter().any(|w| w.starts_with("0.yaml:6:")),
+        "{warnings:#?}"
+    );
+}
+
+#[test]
+fn relays_of_antigravity_need_a_key_and_an_address() {
+    let relay = |credentials: &str| {
+        let text = format!(
+            "accounts:\n- {{name: r, platform: antigravity, type: upstream, groups: [g]{credentials}}}\n"
+        );
+        read(&[&text])
+    };
+    let full = ", credentials: {api_key: k, base_url: 'https://relay.example/'}";
+    let (resources, warnings) = relay(full).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    let account = &resources.accounts[0];
+    assert_eq!(
+        account.credentials.base_url.as_deref(),
+        Some("https://relay.example")
+    );
+    assert_eq!(account.credentials.api_key.expose(), "k");
+    for (credentials, missing) in [
+        (", credentials: {api_key: k}", &["base_url"][..]),
+        (", credentials: {base_url: 'https://r'}", &["api_key"]),
+        (", credentials: {}", &["api_key", "base_url"]),
+        ("", &["credentials"]),
+    ] {
+        let found = relay(credentials).unwrap_err().to_string();
+        for missing in missing {
+            assert!(found.contains(missing), "{credentials}: {found}");
+        }
+        assert!(!found.contains("unknown"), "{found}");
+    }
 }
 
 #[test]

@@ -72,6 +72,24 @@ impl GroupRules {
             forced_cache_billing: flag(FORCED_CACHE_BILLING),
         }
     }
+
+    /// The accounts that are asked first for `model`, with the pattern that says so: an exact one first, then the one
+    /// with the longest beginning.
+    pub fn route(&self, model: &str) -> Option<(&str, &[AccountId])> {
+        let routes = || self.routing.iter();
+        let exact = routes().find(|(pattern, _)| pattern == model);
+        let longest = || {
+            let begins = |pattern: &str| {
+                let prefix = pattern.strip_suffix('*');
+                prefix.is_some_and(|prefix| model.starts_with(prefix))
+            };
+            routes()
+                .filter(|(pattern, _)| begins(pattern))
+                .max_by_key(|(pattern, _)| pattern.len())
+        };
+        let (pattern, accounts) = exact.or_else(longest)?;
+        Some((pattern, accounts))
+    }
 }
 
 #[cfg(test)]
@@ -79,6 +97,41 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_exact_route_comes_before_the_longest_beginning() {
+        let route = |pattern: &str, id| (pattern.to_owned(), vec![AccountId(id)]);
+        let rules = |routing| GroupRules {
+            routing,
+            ..GroupRules::default()
+        };
+        let some = rules(vec![
+            route("claude-*", 1),
+            route("claude-opus-*", 2),
+            route("claude-opus-5", 3),
+            route("claude-o*", 4),
+        ]);
+        let all = rules(vec![route("*", 5), route("a*", 6)]);
+        for (rules, model, expected) in [
+            (&some, "claude-opus-5", Some(("claude-opus-5", 3))),
+            (&some, "claude-opus-5-1", Some(("claude-opus-*", 2))),
+            (&some, "claude-opus-", Some(("claude-opus-*", 2))),
+            (&some, "claude-opus", Some(("claude-o*", 4))),
+            (&some, "claude-haiku-5", Some(("claude-*", 1))),
+            (&some, "Claude-haiku-5", None),
+            (&some, "gpt-5", None),
+            (&some, "", None),
+            (&all, "", Some(("*", 5))),
+            (&all, "b", Some(("*", 5))),
+            (&all, "ab", Some(("a*", 6))),
+        ] {
+            let got = rules
+                .route(model)
+                .map(|(pattern, ids)| (pattern, ids.to_vec()));
+            let expected = expected.map(|(pattern, id)| (pattern, vec![AccountId(id)]));
+            assert_eq!(got, expected, "{model}");
+        }
+    }
 
     #[test]
     fn options_make_the_rules() {
