@@ -16,7 +16,7 @@ use tollgate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials, Directory,
     GroupId, ModelMapping, Multiplier, Objects, Platform,
 };
-use tollgate::scheduler::{Need, Outcome, Request, Scheduler, Seed, sticky};
+use tollgate::scheduler::{Gates, Need, Outcome, Request, Scheduler, Seed, sticky};
 use tollgate::state::Load;
 use tollgate_filters::verdict::ErrorPolicy;
 
@@ -153,6 +153,7 @@ fn choosing(c: &mut Criterion) {
                         binds: true,
                         top_k: 7,
                         now: now(),
+                        gates: Gates::default(),
                     };
                     let mut candidates = pool.candidates(conditions, request).ok()?;
                     let stage = candidates.next_stage()?;
@@ -181,6 +182,7 @@ fn around(c: &mut Criterion) {
         binds: true,
         top_k: 7,
         now: now(),
+        gates: Gates::default(),
     };
     let none = Arc::new(Conditions::default());
     let pool = pool_of(&directories[0]);

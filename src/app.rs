@@ -32,9 +32,10 @@ use crate::billing::book::Book;
 use crate::billing::journal::{self, Journal, JournalError};
 use crate::billing::price_map::source::{Source, Stamp};
 use crate::billing::price_map::{PriceFileError, Prices};
+use crate::billing::window_cost::{self, WindowCosts};
 use crate::config::{Config, Listener};
 use crate::domain::account::quota::AccountUsage;
-use crate::domain::{AccountId, JournalPosition};
+use crate::domain::{AccountId, JournalPosition, Money, Platform};
 use crate::jobs::conditions::{Keeper, RestoreError};
 use crate::jobs::follow::Follower;
 use crate::jobs::heartbeat::Heartbeat;
@@ -77,6 +78,10 @@ const H2_STREAMS: u32 = 256;
 const H2_IDLE: Duration = Duration::from_secs(75);
 /// After the last request, how long unwritten usage records are tried to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request that took no longer than this is found at the start among those that ended lately; they are looked up by
+/// when they began.
+const LONGEST_COUNTED: chrono::TimeDelta = chrono::TimeDelta::hours(1);
 
 /// Why the server cannot start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -203,6 +208,13 @@ impl App {
                 database: store.database_id(),
                 applied: store.watermark().await?,
                 account_usage: store.account_usage().await?,
+                // A request that ended within it may have begun before.
+                costs: store
+                    .costs_by_minute(
+                        Platform::Anthropic,
+                        Utc::now() - window_cost::KEPT - LONGEST_COUNTED,
+                    )
+                    .await?,
                 reversed,
             };
             let keeper = Keeper::restored(
@@ -216,6 +228,7 @@ impl App {
             Ok::<_, AppError>((store, directory, keeper, kept))
         })?;
         let quotas = AccountQuotas::loaded(kept.account_usage, &directory);
+        let window_costs = WindowCosts::loaded(kept.costs);
         let snapshot = Snapshot::new(directory, &prices.load());
         let (journal, mut recovered) =
             Journal::open(journal_options(&config, kept.database), kept.applied)?;
@@ -226,6 +239,7 @@ impl App {
             recovered,
             &journal,
             &book,
+            &window_costs,
             &snapshot,
             config.billing.reservation,
             Utc::now(),
@@ -250,6 +264,7 @@ impl App {
             config: ArcSwap::new(config.clone()),
             book,
             quotas,
+            window_costs,
             journal,
         });
         let writer = Writer::new(
@@ -428,6 +443,8 @@ struct Kept {
     database: u64,
     applied: Option<JournalPosition>,
     account_usage: Vec<(AccountId, AccountUsage)>,
+    /// What accounts have cost lately, by minutes since 1970.
+    costs: Vec<(AccountId, i64, Money)>,
     reversed: i64,
 }
 

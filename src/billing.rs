@@ -6,7 +6,7 @@
 //! cost; [`estimate`] what is taken where a provider did not say. All of them are pure: no clock, no I/O.
 //!
 //! [`book`] decides whether it may be spent and holds it meanwhile. [`journal`] is where what was used is
-//! written first.
+//! written first. [`account_quota`] and [`window_cost`] know what accounts have cost.
 
 pub mod account_quota;
 pub mod book;
@@ -18,3 +18,4 @@ pub mod journal;
 pub mod price_map;
 pub mod pricing;
 pub mod quote;
+pub mod window_cost;

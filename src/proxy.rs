@@ -15,6 +15,7 @@ pub mod exchange;
 pub mod failover;
 pub mod finish;
 pub mod fold;
+pub mod gates;
 pub mod intake;
 pub mod message_queue;
 pub mod metrics;
@@ -48,6 +49,7 @@ use tollgate_filters::reply::errors;
 use crate::billing::account_quota::AccountQuotas;
 use crate::billing::book::Book;
 use crate::billing::journal::Journal;
+use crate::billing::window_cost::WindowCosts;
 use crate::config::Config;
 use crate::limits::bodies::BodyBudget;
 use crate::limits::noise::Noise;
@@ -77,6 +79,8 @@ pub struct Rooms {
     pub book: Arc<Book>,
     /// What accounts have cost, against their quotas.
     pub quotas: AccountQuotas,
+    /// What accounts have cost lately, against their windows' limits.
+    pub window_costs: WindowCosts,
     /// What has been used, on its way to the database.
     pub journal: Arc<Journal>,
     /// Memory for request bodies.
@@ -207,7 +211,8 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    /// The upstream's header: how its answer is treated, and what of it the client gets.
+    /// The upstream's header: what it says about the account, how its answer is treated, and what of it the
+    /// client gets.
     async fn upstream_response_filter(
         &self,
         _session: &mut Session,
@@ -220,6 +225,7 @@ impl ProxyHttp for Gateway {
             // Accepted, whatever it says: the next message may go.
             attempt.turn = None;
         }
+        conditions::heard(ctx, upstream_response).await;
         if let (Some(attempt), Some(exchange), Some(asked)) =
             (&ctx.attempt, &ctx.exchange, &ctx.asked)
         {

@@ -11,7 +11,8 @@
 //!    one of a conversation asks [`sticky::sticky`] about the account it is bound to.
 //! 3. Else [`Pool::candidates`] gives the accounts that may be chosen now, stage by stage: strict tiers of
 //!    priority, a sample first where a tier is large ([`candidates`]). Each stage is ordered by
-//!    [`rank`], slots are tried in that order, then comes the next stage.
+//!    [`rank`], slots are tried in that order, then comes the next stage. Accounts with soft limits are
+//!    asked at their [`gates`] whether they take the request.
 //! 4. [`Health::chosen`] is asked before an account is used, and told how the attempt went ([`health`],
 //!    [`circuit`]); [`effect`] says what a verdict leaves at the account, [`retry`]
 //!    whether to stay.
@@ -23,6 +24,7 @@ pub mod circuit;
 mod conditions;
 pub mod decision;
 pub mod effect;
+pub mod gates;
 pub mod health;
 pub mod need;
 pub mod rank;
@@ -41,6 +43,7 @@ use chrono::{DateTime, Utc};
 
 pub use candidates::{Candidates, Fit, Request, Stage, Unfit};
 pub use decision::{Decision, Layer};
+pub use gates::{Gate, GateKind, Gates, Shut};
 pub use health::{Health, Outcome};
 pub use need::{Image, Need, Transport};
 pub use rank::{Ranked, Seed};

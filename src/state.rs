@@ -12,16 +12,20 @@ mod messages;
 mod owners;
 mod responses;
 mod rpm;
+mod sessions;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod windows;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 
 pub use crate::domain::ResponseBinding;
+use crate::domain::account::seen_window::SeenWindow;
 use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
 pub use lines::MAX_LINES;
 
@@ -110,6 +114,29 @@ pub struct Load {
     pub held: u32,
     /// Requests in line for it.
     pub waiting: u32,
+}
+
+/// How many conversations an account may carry at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionLimit {
+    /// So many, above zero.
+    pub max: u32,
+    /// After so long without a request one counts no more.
+    pub idle: TimeDelta,
+}
+
+/// Whether a conversation may be carried by an account.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SessionRoom {
+    /// It is already.
+    Known,
+    /// It may.
+    Free,
+    /// There are as many as there may be.
+    Full {
+        /// When the first of them ends, unless it goes on.
+        until: DateTime<Utc>,
+    },
 }
 
 /// A place in the waiting lines, kept by a request over all its waits. Users take turns: who was
@@ -268,6 +295,43 @@ pub trait LiveState: Send + Sync + 'static {
     /// A message has been accepted by the account's provider, or will not be any more. Must not block:
     /// it is called from `Drop`.
     fn message_ended(&self, account: AccountId, now: DateTime<Utc>);
+
+    /// Whether `account` may carry the conversation `key`. Cheap: what is known here; [`LiveState::join_session`]
+    /// decides.
+    fn session_room(
+        &self,
+        account: AccountId,
+        key: u128,
+        limit: SessionLimit,
+        now: DateTime<Utc>,
+    ) -> SessionRoom;
+
+    /// Makes a conversation one of those that `account` carries, or notes that it goes on; `false` = there are as
+    /// many as there may be. Atomic: of several new ones no more come in than there is room for. It leaves by being
+    /// silent.
+    async fn join_session(
+        &self,
+        account: AccountId,
+        key: u128,
+        limit: SessionLimit,
+        now: DateTime<Utc>,
+    ) -> Result<bool, StateError>;
+
+    /// Notes what an account's provider says about its session window. Where that was known nothing happens.
+    async fn note_session_window(
+        &self,
+        account: AccountId,
+        window: SeenWindow,
+    ) -> Result<(), StateError>;
+
+    /// What an account's provider last said about its session window. Cheap: what is known here.
+    fn session_window(&self, account: AccountId) -> Option<SeenWindow>;
+
+    /// The session windows that have changed since the last call, for whoever keeps them beyond this process.
+    fn unsaved_session_windows(&self) -> BTreeMap<AccountId, SeenWindow>;
+
+    /// Puts session windows back at the start: these count as saved, and what is known already stays as it is.
+    fn restore_session_windows(&self, windows: Vec<(AccountId, SeenWindow)>);
 
     /// Says that this process still runs: its leases stay its own. To be called every
     /// [`OWNER_RENEWAL`]; after [`OWNER_LIFE`] without, any other process takes them back.

@@ -33,6 +33,7 @@ mod reports;
 mod responses;
 mod rows;
 mod seal;
+mod session_windows;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -59,7 +60,7 @@ pub use totals::{UsageBy, UsageTotal};
 pub use usage::{UsageCursor, UsageFilter, UsageRecordView};
 pub use views::{
     AccountView, ChannelView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView,
-    SubscriptionView, UserView, WindowView,
+    SessionWindowView, SubscriptionView, UserView, WindowView,
 };
 
 use crate::domain::Secret;

@@ -12,6 +12,7 @@ use crate::billing::image::ImageSize;
 use crate::billing::journal::{Journal, Recovered, Unfinished};
 use crate::billing::pricing::ServiceTier;
 use crate::billing::quote::{Quote, Used};
+use crate::billing::window_cost::WindowCosts;
 use crate::config::Reservation;
 use crate::domain::{BillingType, Money, Platform, UsageRecord, UsageSource};
 use crate::proxy::snapshot::Snapshot;
@@ -22,6 +23,7 @@ pub fn take_up(
     recovered: Recovered,
     journal: &Journal,
     book: &Book,
+    costs: &WindowCosts,
     snapshot: &Snapshot,
     reservation: Reservation,
     now: DateTime<Utc>,
@@ -53,10 +55,12 @@ pub fn take_up(
     // In the order in which the database will get them.
     for record in &recovered.settled {
         book.restore(record);
+        costs.count(record);
     }
     for unfinished in recovered.unfinished {
         let record = Arc::new(settle(unfinished, snapshot, reservation, now));
         book.restore(&record);
+        costs.count(&record);
         journal.settled(record);
     }
 }

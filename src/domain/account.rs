@@ -2,6 +2,7 @@
 
 pub mod options;
 pub mod quota;
+pub mod seen_window;
 pub mod soft_limits;
 
 use chrono::{DateTime, Utc};
@@ -159,6 +160,18 @@ impl Account {
             && self.expires_at.is_none_or(|end| end > now)
     }
 
+    /// Whether it proves itself to Anthropic with a token, as the accounts of subscriptions do: these have windows
+    /// of five hours, and only for these are there soft limits.
+    pub fn is_subscription(&self) -> bool {
+        is_subscription(self.platform, self.account_type)
+    }
+
+    /// The soft limits that count for it, if there are any.
+    pub fn gates(&self) -> Option<&SoftLimits> {
+        let limited = self.is_subscription() && self.soft_limits.is_limited();
+        limited.then_some(&self.soft_limits)
+    }
+
     /// Whether it holds what accounts of its type prove themselves with.
     pub fn has_credential(&self) -> bool {
         match self.account_type {
@@ -191,6 +204,12 @@ impl Account {
             _ => name,
         }
     }
+}
+
+/// See [`Account::is_subscription`].
+pub fn is_subscription(platform: Platform, account_type: AccountType) -> bool {
+    let by_token = matches!(account_type, AccountType::Oauth | AccountType::SetupToken);
+    platform == Platform::Anthropic && by_token
 }
 
 /// Whether an account may be chosen, in one word: the first of these that is so. Only what concerns

@@ -1,7 +1,7 @@
-//! Keeps what live state has to remember beyond a restart: the accounts' conditions and strikes, and
-//! which account made which response. Written behind the requests' backs, a moment later.
+//! Keeps what live state has to remember beyond a restart: the accounts' conditions, strikes and session
+//! windows, and which account made which response. Written behind the requests' backs, a moment later.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use pingora::services::background::BackgroundService;
 use tokio::sync::Mutex;
 
 use super::metrics::JobMetrics;
+use crate::domain::account::seen_window::SeenWindow;
 use crate::domain::{AccountId, Condition, Conditions, Directory, ResponseBinding};
 use crate::state::{LiveState, StateError};
 use crate::storage::{ConditionChanges, StorageError, Store};
@@ -28,6 +29,8 @@ const RESPONSE_LIFE: TimeDelta = TimeDelta::days(30);
 const STRIKE_LIFE: TimeDelta = TimeDelta::days(1);
 /// Between removals of bindings beyond these bounds.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
+/// Between writes of how much of a session window is used, which changes with every request.
+const USE_INTERVAL: Duration = Duration::from_secs(30);
 /// Between tries of [`Keeper::flush`].
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,10 +62,39 @@ struct Progress {
     strikes: Option<Vec<(AccountId, DateTime<Utc>)>>,
     /// Taken from the live state and not yet written.
     unwritten: Vec<ResponseBinding>,
+    windows: WindowProgress,
     /// When bindings were last pruned.
     pruned: Instant,
     /// Whether the last try failed.
     failing: bool,
+}
+
+/// How far writing of session windows has come.
+struct WindowProgress {
+    saved: HashMap<AccountId, SeenWindow>,
+    /// Taken from the live state and not yet written.
+    unwritten: BTreeMap<AccountId, SeenWindow>,
+    written_at: Instant,
+}
+
+impl WindowProgress {
+    /// Whether there is something that is not only a little more use of what is known.
+    fn has_news(&self) -> bool {
+        let is_news = |(account, window): (&AccountId, &SeenWindow)| {
+            let saved = self.saved.get(account);
+            saved.is_none_or(|saved| !saved.is_as(window))
+        };
+        self.unwritten.iter().any(is_news)
+    }
+}
+
+/// What is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Save {
+    /// What should not be lost.
+    News,
+    /// Everything.
+    All,
 }
 
 impl Keeper {
@@ -96,6 +128,8 @@ impl Keeper {
             .load_responses(MAX_RESPONSES, now - RESPONSE_LIFE)
             .await?;
         state.restore_responses(responses);
+        let windows = store.load_session_windows().await?;
+        state.restore_session_windows(windows.clone());
         Ok(Keeper {
             store,
             state,
@@ -103,6 +137,11 @@ impl Keeper {
                 saved: Some(Arc::new(picture(conditions))),
                 strikes: Some(strikes),
                 unwritten: Vec::new(),
+                windows: WindowProgress {
+                    saved: windows.into_iter().collect(),
+                    unwritten: BTreeMap::new(),
+                    written_at: Instant::now(),
+                },
                 pruned: Instant::now(),
                 failing: false,
             })),
@@ -112,7 +151,7 @@ impl Keeper {
 
     /// Writes what is not written yet; whether all of it is. What could not be written is tried
     /// again the next time.
-    async fn save(&self) -> bool {
+    async fn save(&self, what: Save) -> bool {
         let mut progress = self.progress.lock().await;
         let conditions = self.save_conditions(&mut progress).await;
         if conditions.is_err() {
@@ -123,7 +162,8 @@ impl Keeper {
             progress.strikes = None;
         }
         let responses = self.save_responses(&mut progress).await;
-        match conditions.and(strikes).and(responses) {
+        let windows = self.save_windows(&mut progress.windows, what).await;
+        match conditions.and(strikes).and(responses).and(windows) {
             Ok(()) => {
                 progress.failing = false;
                 true
@@ -133,8 +173,8 @@ impl Keeper {
                 // Once for each outage, not four times a second.
                 if !std::mem::replace(&mut progress.failing, true) {
                     log::error!(
-                        "conditions of accounts and response bindings cannot be written and are \
-                         kept in memory: {error}"
+                        "what is known of accounts and responses cannot be written and is kept in \
+                         memory: {error}"
                     );
                 }
                 false
@@ -180,6 +220,27 @@ impl Keeper {
         }
     }
 
+    async fn save_windows(
+        &self,
+        progress: &mut WindowProgress,
+        what: Save,
+    ) -> Result<(), StorageError> {
+        progress
+            .unwritten
+            .extend(self.state.unsaved_session_windows());
+        let is_due = what == Save::All
+            || progress.has_news()
+            || progress.written_at.elapsed() >= USE_INTERVAL;
+        if !is_due || progress.unwritten.is_empty() {
+            return Ok(());
+        }
+        self.store.save_session_windows(&progress.unwritten).await?;
+        let written = std::mem::take(&mut progress.unwritten);
+        progress.saved.extend(written);
+        progress.written_at = Instant::now();
+        Ok(())
+    }
+
     async fn prune(&self, now: DateTime<Utc>) {
         // Not under the lock: saving may go on meanwhile.
         {
@@ -203,7 +264,7 @@ impl Keeper {
     /// when the last request has ended.
     pub async fn flush(&self, deadline: Instant) -> bool {
         loop {
-            if self.save().await {
+            if self.save(Save::All).await {
                 return true;
             }
             if Instant::now() + PAUSE >= deadline {
@@ -238,7 +299,7 @@ impl BackgroundService for Keeper {
                 // What is left then is written by `flush`, after the last request has ended.
                 _ = shutdown.changed() => return,
             }
-            self.save().await;
+            self.save(Save::News).await;
             self.prune(Utc::now()).await;
         }
     }
@@ -246,8 +307,11 @@ impl BackgroundService for Keeper {
 
 #[cfg(test)]
 mod tests {
+    use tollgate_filters::verdict::SessionStatus;
+
     use super::*;
     use crate::config::resources::Resources;
+    use crate::domain::account::seen_window::{Permille, Span};
     use crate::domain::{ConditionKind, GroupId, Multiplier, Secret};
     use crate::metrics::Metrics;
     use crate::state::memory::MemoryState;
@@ -340,11 +404,11 @@ mod tests {
         ] {
             state.set_condition(account, c).await.unwrap();
         }
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         let written = store.load_conditions().await.unwrap();
         assert_eq!(written.len(), 5);
         assert_eq!(keeper.metrics.conditions_written.get(), 5);
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         assert_eq!(keeper.metrics.conditions_written.get(), 5, "once");
 
         // `accounts resume` while no server runs, and time passes.
@@ -363,10 +427,10 @@ mod tests {
         assert_eq!(state.conditions().of(TWO), [before[2].1.clone()]);
 
         // What was not brought back leaves the store as well.
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         assert_eq!(store.load_conditions().await.unwrap(), before);
         state.lift_conditions(ONE, None, at(60)).await.unwrap();
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         assert_eq!(store.load_conditions().await.unwrap(), before[2..]);
     }
 
@@ -402,15 +466,15 @@ mod tests {
             state.strike(ONE, window, at(second)).await.unwrap();
         }
         state.strike(TWO, window, at(3)).await.unwrap();
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         let (state, keeper) = started(&store, at(10)).await;
         assert_eq!(state.strikes(), [(ONE, at(1)), (ONE, at(2)), (TWO, at(3))]);
         assert_eq!(state.strike(ONE, window, at(11)).await.unwrap(), 3);
         state.forgive(TWO).await.unwrap();
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         let (state, keeper) = started(&store, at(2) + STRIKE_LIFE).await;
         assert_eq!(state.strikes(), [(ONE, at(11))]);
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         assert_eq!(store.load_strikes().await.unwrap(), [(ONE, at(11))]);
     }
 
@@ -430,7 +494,7 @@ mod tests {
 
         // Those that are older than a binding's life stay behind.
         let (state, keeper) = started(&store, at(1) + RESPONSE_LIFE).await;
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         assert_eq!(keeper.metrics.responses_written.get(), 0, "saved already");
         for (key, want) in [(0, None), (1, Some(ONE)), (2000, Some(ONE)), (2001, None)] {
             let got = state.response_account(GroupId(1), key, at(count)).await;
@@ -455,7 +519,7 @@ mod tests {
             .unwrap();
         state.remember_response(binding(7, 1)).await.unwrap();
         for failures in 1..=2 {
-            assert!(!keeper.save().await);
+            assert!(!keeper.save(Save::News).await);
             assert_eq!(keeper.metrics.live_state_write_errors.get(), failures);
         }
         assert!(!keeper.flush(Instant::now()).await);
@@ -468,7 +532,7 @@ mod tests {
             .set_condition(ONE, condition(RateLimited, 1, Some(20)))
             .await
             .unwrap();
-        assert!(keeper.save().await);
+        assert!(keeper.save(Save::News).await);
         let want = condition(RateLimited, 1, Some(20));
         assert_eq!(store.load_conditions().await.unwrap(), [(ONE, want)]);
     }
@@ -479,11 +543,79 @@ mod tests {
         let (state, keeper) = started(&store, at(0)).await;
         state.remember_response(binding(7, 1)).await.unwrap();
         store.close().await.unwrap();
-        assert!(!keeper.save().await);
+        assert!(!keeper.save(Save::News).await);
         assert_eq!(keeper.progress.lock().await.unwritten, [binding(7, 1)]);
         state.remember_response(binding(8, 2)).await.unwrap();
-        assert!(!keeper.save().await);
+        assert!(!keeper.save(Save::News).await);
         assert_eq!(keeper.progress.lock().await.unwritten, [binding(7, 1)]);
         assert_eq!(keeper.metrics.responses_written.get(), 0);
+    }
+
+    fn seen(status: SessionStatus, used: u16, second: i64) -> SeenWindow {
+        SeenWindow {
+            status,
+            span: Some(Span {
+                start: at(0),
+                end: at(18_000),
+            }),
+            used: Some(Permille(used)),
+            week_used: None,
+            seen_at: at(second),
+        }
+    }
+
+    #[tokio::test]
+    async fn session_windows_survive_a_restart() {
+        use SessionStatus::{Allowed, Rejected};
+        let (_dir, store) = filled().await;
+        let (state, keeper) = started(&store, at(0)).await;
+        let note = async |account, window| {
+            state.note_session_window(account, window).await.unwrap();
+        };
+        note(ONE, seen(Allowed, 1, 1)).await;
+        note(TWO, seen(Allowed, 1, 1)).await;
+        assert!(keeper.save(Save::News).await);
+        let stored = async || store.load_session_windows().await.unwrap();
+        let both = [(ONE, seen(Allowed, 1, 1)), (TWO, seen(Allowed, 1, 1))];
+        assert_eq!(stored().await, both);
+
+        // A little more of it is used: that has time.
+        note(ONE, seen(Allowed, 2, 2)).await;
+        assert!(keeper.save(Save::News).await);
+        assert_eq!(stored().await, both);
+        // Not that it is over; what has waited goes along.
+        note(TWO, seen(Rejected, 9, 3)).await;
+        assert!(keeper.save(Save::News).await);
+        let both = [(ONE, seen(Allowed, 2, 2)), (TWO, seen(Rejected, 9, 3))];
+        assert_eq!(stored().await, both);
+        // The end waits for nothing.
+        note(ONE, seen(Allowed, 3, 4)).await;
+        assert!(keeper.flush(Instant::now()).await);
+        let both = [(ONE, seen(Allowed, 3, 4)), (TWO, seen(Rejected, 9, 3))];
+        assert_eq!(stored().await, both);
+
+        let (state, keeper) = started(&store, at(10)).await;
+        assert_eq!(state.session_window(ONE), Some(seen(Allowed, 3, 4)));
+        assert_eq!(state.session_window(TWO), Some(seen(Rejected, 9, 3)));
+        // Known already: nothing to write.
+        state
+            .note_session_window(ONE, seen(Allowed, 3, 20))
+            .await
+            .unwrap();
+        assert!(keeper.flush(Instant::now()).await);
+        assert_eq!(stored().await, both);
+    }
+
+    #[tokio::test]
+    async fn session_windows_that_could_not_be_written_are_kept() {
+        let (_dir, store) = filled().await;
+        let (state, keeper) = started(&store, at(0)).await;
+        let window = seen(SessionStatus::Allowed, 1, 1);
+        state.note_session_window(ONE, window).await.unwrap();
+        store.close().await.unwrap();
+        assert!(!keeper.save(Save::News).await);
+        assert!(!keeper.save(Save::News).await);
+        let progress = keeper.progress.lock().await;
+        assert_eq!(progress.windows.unwritten, [(ONE, window)].into());
     }
 }

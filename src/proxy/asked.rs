@@ -41,11 +41,13 @@ pub fn responses(
     let request = validate::responses(body).map_err(|e| errors::invalid(e.to_string()))?;
     let model = named(ctx, principal, &request.model)?;
     let cache_key = request.prompt_cache_key.as_deref();
+    let sticky_key = affinity::openai(headers, cache_key, || request.seed.key()).map(|key| key.0);
     Ok(Asked {
         endpoint: operation.endpoint,
         subpath: operation.subpath,
         counts: operation.counts,
-        sticky_key: affinity::openai(headers, cache_key, || request.seed.key()).map(|key| key.0),
+        sticky_key,
+        session: sticky_key,
         previous_response: request
             .previous_response_id
             .as_deref()
@@ -82,12 +84,14 @@ pub fn messages(
         api_key_id: principal.key.id.0,
     };
     let conversation = conversation(&request, &sender);
+    let sticky_key = conversation.key.map(|key| key.0);
     Ok(Asked {
         is_message: !operation.counts && request.last.is_real_user(),
         endpoint: operation.endpoint,
         subpath: operation.subpath,
         counts: operation.counts,
-        sticky_key: conversation.key.map(|key| key.0),
+        sticky_key,
+        session: sticky_key.filter(|_| conversation.lasts && !operation.counts),
         // Every request of this API brings its whole history.
         previous_response: None,
         stream: request.stream,

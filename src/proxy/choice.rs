@@ -14,6 +14,7 @@ use tollgate_filters::reply::{ErrorReply, errors};
 
 use super::context::{Asked, Context};
 use super::failover::exhausted;
+use super::gates::GateView;
 use super::peer::unserved;
 use super::wait::{Line, Lined, Wait, in_line};
 use crate::auth::Principal;
@@ -144,7 +145,7 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
     let Slot::Account(id) = lease.slot() else {
         return None;
     };
-    let view = View::new(ctx, &principal, &asked);
+    let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
     if matches!(view.pool.fit(id, &view.conditions, request), Fit::No(_)) {
@@ -152,10 +153,10 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
     }
     let among = view.among(&asked, request).ok()?;
     let candidates = &among.candidates;
-    if !ctx.rooms.scheduler.health().chosen(id, view.now) && !candidates.last_resort() {
+    let account = view.pool.member(id)?.account.clone();
+    if !view.takes(ctx, &account, candidates.last_resort()).await {
         return None;
     }
-    let account = view.pool.member(id)?.account.clone();
     let required = full.layer == Layer::PreviousResponse;
     let has_others = !required && among.has_others;
     let found = Found {
@@ -174,12 +175,12 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
 
 /// Whether an account that was chosen some time ago may still be. What of it has been configured anew since is taken
 /// over.
-pub fn fits_still(ctx: &mut Context, choice: &mut Choice) -> bool {
+pub async fn fits_still(ctx: &mut Context, choice: &mut Choice) -> bool {
     let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
         return false;
     };
     ctx.snapshot = ctx.rooms.snapshot.load_full();
-    let view = View::new(ctx, &principal, &asked);
+    let view = View::new(ctx, &principal, &asked).await;
     let id = choice.account.id;
     let request = view.request(ctx, &asked, &ctx.tries.excluded);
     let fit = view.pool.fit(id, &view.conditions, request);
@@ -201,6 +202,10 @@ struct View {
     now: DateTime<Utc>,
     ttl: TimeDelta,
     began: Instant,
+    /// Where any account of the group has soft limits.
+    gates: Option<GateView>,
+    /// The keys that were looked up already, and the accounts that they are bound to.
+    bound: Vec<(u128, Option<AccountId>)>,
 }
 
 /// The accounts that are asked.
@@ -240,7 +245,7 @@ impl Default for Found {
 }
 
 impl View {
-    fn new(ctx: &Context, principal: &Principal, asked: &Asked) -> View {
+    async fn new(ctx: &Context, principal: &Principal, asked: &Asked) -> View {
         let began = Instant::now();
         let group = &principal.group;
         let pool = ctx.rooms.scheduler.pool(
@@ -255,7 +260,7 @@ impl View {
             .map(|(first, pattern)| (first, pattern.to_owned()));
         let session = asked.sticky_key.map(u128::to_be_bytes);
         let previous = asked.previous_response.map(u128::to_be_bytes);
-        View {
+        let mut view = View {
             pool,
             routed,
             conditions: ctx.rooms.state.conditions(),
@@ -270,11 +275,25 @@ impl View {
             now: Utc::now(),
             ttl: TimeDelta::from_std(ctx.config.scheduling.sticky_ttl).unwrap_or(TimeDelta::MAX),
             began,
+            gates: None,
+            bound: Vec::new(),
+        };
+        if view.pool.has_gates() {
+            // Whom a gate lets in depends on where the conversation is bound, among routed accounts and among all.
+            let routed = view.routed.as_ref().zip(asked.sticky_key);
+            let routed = routed.map(|((_, pattern), key)| routed_key(key, pattern));
+            for key in [asked.sticky_key, routed].into_iter().flatten() {
+                let bound = view.bound_account(ctx, Some(key)).await;
+                view.bound.push((key, bound));
+            }
+            let bound = view.bound.iter().filter_map(|(_, bound)| *bound).collect();
+            view.gates = Some(GateView::new(&ctx.rooms, asked, bound, view.now));
         }
+        view
     }
 
     fn request<'r>(
-        &self,
+        &'r self,
         ctx: &Context,
         asked: &'r Asked,
         excluded: &'r [AccountId],
@@ -286,7 +305,38 @@ impl View {
             binds: asked.sticky_key.is_some(),
             top_k: ctx.config.scheduling.top_k,
             now: self.now,
+            gates: self.gates.as_ref().map(GateView::gates).unwrap_or_default(),
         }
+    }
+
+    /// Whether `account`, a slot of which is held, is used: not where another request is just finding out whether it
+    /// works again, unless there is no other, nor where others have taken the last place among its conversations.
+    async fn takes(&self, ctx: &Context, account: &Account, last_resort: bool) -> bool {
+        let health = ctx.rooms.scheduler.health();
+        let chosen = health.chosen(account.id, self.now);
+        if !chosen && !last_resort {
+            return false;
+        }
+        let Some(gates) = &self.gates else {
+            return true;
+        };
+        let joined = gates.join(account).await;
+        if chosen && !joined {
+            health.said_nothing(account.id);
+        }
+        joined
+    }
+
+    /// When the first account of the pool may serve the request that does not now, for a request in line.
+    fn returns_at(&self, asked: &Asked) -> Option<DateTime<Utc>> {
+        let conditions = self.conditions.0.iter();
+        let back = conditions
+            .filter(|(id, _)| self.pool.member(**id).is_some())
+            .flat_map(|(_, conditions)| conditions)
+            .filter(|c| c.concerns(&asked.model) && c.holds(self.now))
+            .filter_map(|c| c.until);
+        let opened = self.gates.as_ref().and_then(GateView::opens_at);
+        back.chain(opened).min()
     }
 
     /// The account that made the response which the request goes on from.
@@ -348,6 +398,9 @@ impl View {
     /// The account that a conversation is bound to.
     async fn bound_account(&self, ctx: &Context, key: Option<u128>) -> Option<AccountId> {
         let key = key?;
+        if let Some((_, bound)) = self.bound.iter().find(|(known, _)| *known == key) {
+            return *bound;
+        }
         let state = &ctx.rooms.state;
         let bound = state.sticky(self.group, key, self.ttl, self.now).await;
         bound.unwrap_or_else(|error| {
@@ -415,7 +468,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
         return Err(unserved(ctx, errors::internal_error()));
     };
-    let view = View::new(ctx, &principal, &asked);
+    let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
 
@@ -444,6 +497,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         )
         && let Some(lease) = try_lease(ctx, member.want()).await?
     {
+        // Its gates have let this request in before.
         let account = member.account.clone();
         ctx.rooms.scheduler.health().chosen(account.id, view.now);
         let found = Found {
@@ -466,9 +520,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
             Sticky::Use(member) => {
                 let (account, want) = (member.account.clone(), member.want());
                 if let Some(lease) = try_lease(ctx, want).await? {
-                    // While another request tries whether it works again, this one goes elsewhere.
-                    let tried = ctx.rooms.scheduler.health().chosen(id, view.now);
-                    if tried || !has_others_here {
+                    if view.takes(ctx, &account, !has_others_here).await {
                         count("hit");
                         let found = Found {
                             layer: Layer::Session,
@@ -501,7 +553,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
 
     // By load, tier after tier.
     while let Some(stage) = among.candidates.next_stage() {
-        let Some((place, lease, mut found)) = by_load(ctx, &request, &stage).await? else {
+        let Some((place, lease, mut found)) = by_load(ctx, &view, &request, &stage).await? else {
             continue;
         };
         let account = stage.members[place].account.clone();
@@ -516,12 +568,25 @@ async fn look(ctx: &mut Context) -> Result<Look> {
             view.choice(ctx, account, lease, has_others, found),
         ));
     }
+    let wants = among.candidates.wants(MAX_LINES);
+    let (key, layer) = (among.key, among.layer);
+    drop(among);
+    let returns_at = view.returns_at(&asked);
+    if wants.is_empty() {
+        // Others have taken the last places among the conversations of all.
+        let none = returns_at.map_or(NoAccount::NoneEligible, |until| NoAccount::AllCoolingDown {
+            until,
+            limited: false,
+        });
+        let reply = no_account(ctx, none, view.now);
+        return Err(unserved(ctx, reply));
+    }
     Ok(Look::Full(Full {
-        wants: among.candidates.wants(MAX_LINES),
+        wants,
         binds,
-        key: among.key,
-        layer: among.layer,
-        returns_at: returns_at(&view, &asked),
+        key,
+        layer,
+        returns_at,
     }))
 }
 
@@ -530,7 +595,7 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
         return Err(unserved(ctx, errors::internal_error()));
     };
-    let view = View::new(ctx, &principal, &asked);
+    let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
     let mut among = match view.among(&asked, request) {
@@ -677,6 +742,7 @@ async fn wait_for_bound(
 /// The best account of a stage that has room, with its slot.
 async fn by_load(
     ctx: &mut Context,
+    view: &View,
     request: &Request<'_>,
     stage: &Stage<'_>,
 ) -> Result<Option<(usize, Lease, Found)>> {
@@ -711,11 +777,10 @@ async fn by_load(
         match leased {
             Some((at, lease)) => {
                 let place = order[at] as usize;
-                let id = stage.members[place].id();
-                if rooms.scheduler.health().chosen(id, request.now) || stage.last_resort {
+                let account = &stage.members[place].account;
+                if view.takes(ctx, account, stage.last_resort).await {
                     return Ok(Some((place, lease, found())));
                 }
-                // Another request has just begun to find out whether it works again.
                 order.drain(..=at);
             }
             None if rest_seen => return Ok(None),
@@ -732,17 +797,6 @@ async fn try_lease(ctx: &mut Context, want: Want) -> Result<Option<Lease>> {
         Ok(lease) => Ok(lease),
         Err(error) => Err(state_gone(ctx, &error)),
     }
-}
-
-/// When the first account of the pool that is out now will be back, for a request in line.
-fn returns_at(view: &View, asked: &Asked) -> Option<DateTime<Utc>> {
-    let conditions = view.conditions.0.iter();
-    conditions
-        .filter(|(id, _)| view.pool.member(**id).is_some())
-        .flat_map(|(_, conditions)| conditions)
-        .filter(|c| c.concerns(&asked.model) && c.holds(view.now))
-        .filter_map(|c| c.until)
-        .min()
 }
 
 fn state_gone(ctx: &mut Context, error: &StateError) -> Box<pingora::Error> {

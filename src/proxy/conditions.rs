@@ -2,10 +2,14 @@
 //! the hooks that can wait, out of those that cannot.
 
 use chrono::Utc;
+use pingora::http::ResponseHeader;
 use tollgate_filters::affinity;
+use tollgate_filters::verdict::{SessionWindow, weekly_use};
 
 use super::context::{AccountEffect, Context};
-use crate::domain::{AccountId, Condition, ConditionKind};
+use super::gates::join;
+use crate::domain::account::seen_window::SeenWindow;
+use crate::domain::{Account, AccountId, Condition, ConditionKind};
 use crate::scheduler::effect::{Cause, condition_of, struck};
 use crate::state::ResponseBinding;
 
@@ -82,6 +86,64 @@ async fn put(ctx: &Context, name: &str, id: AccountId, platform: &'static str, c
     }
 }
 
+/// What the header of an answer says about the session window of its account, good or bad (SPEC 7.8, 7.9). At once and
+/// not at the answer's end, which may be minutes later.
+pub async fn heard(ctx: &Context, head: &ResponseHeader) {
+    let Some(attempt) = &ctx.attempt else { return };
+    let account = &attempt.account;
+    if !account.is_subscription() {
+        return;
+    }
+    let now = Utc::now();
+    let headers = &head.headers;
+    let Some(window) = SessionWindow::read(head.status.as_u16(), headers, now.into()) else {
+        return;
+    };
+    let window = SeenWindow::new(&window, weekly_use(headers), now);
+    let (state, id) = (&ctx.rooms.state, account.id);
+    if let Err(error) = state.note_session_window(id, window).await {
+        log::warn!(
+            "account {:?}: its window is not noted: {error}",
+            account.name
+        );
+    }
+    if !window.lifts(state.conditions().of(id), attempt.began) {
+        return;
+    }
+    let limited = Some(ConditionKind::RateLimited);
+    match state.lift_conditions(id, limited, attempt.began).await {
+        Ok(()) => {
+            log::info!(
+                target: "tollgate::accounts",
+                "account" = account.name.as_str();
+                "account is back: its provider lets requests in"
+            );
+            // Who stands in line for others looks again.
+            ctx.rooms.changes.send_replace(());
+        }
+        Err(error) => log::warn!("account {:?} stays limited: {error}", account.name),
+    }
+}
+
+/// Counts what the soft limits of the account that served the request are held against.
+async fn count_served(ctx: &Context, account: &Account) {
+    let Some(asked) = ctx.asked.as_ref().filter(|asked| !asked.counts) else {
+        return;
+    };
+    if !account.is_subscription() {
+        return;
+    }
+    let now = Utc::now();
+    if let Err(error) = ctx.rooms.state.count_request(account.id, now).await {
+        log::warn!(
+            "account {:?}: a request is not counted: {error}",
+            account.name
+        );
+    }
+    // An answer may take longer than a conversation may be silent: it goes on from here.
+    join(&ctx.rooms, asked.session, account, now).await;
+}
+
 /// What a request that was served says for its account, and for requests that go on from its response.
 pub async fn remember_served(ctx: &mut Context) {
     let Some(id) = ctx.tries.served else { return };
@@ -98,6 +160,10 @@ pub async fn remember_served(ctx: &mut Context) {
     }
     if let Err(error) = rooms.state.forgive(id).await {
         log::warn!("account {id} keeps its strikes: {error}");
+    }
+    // It is still there: the request is only now about to end.
+    if let Some(attempt) = &ctx.attempt {
+        count_served(ctx, &attempt.account).await;
     }
     let (Some(exchange), Some(principal)) = (&ctx.exchange, &ctx.principal) else {
         return;

@@ -74,6 +74,9 @@ pub struct Asked {
     pub stream: bool,
     /// Conversation affinity.
     pub sticky_key: Option<u128>,
+    /// The conversation as one of those that an account carries at once: the same key where it holds from turn
+    /// to turn. One that is another for each request would count every turn as a conversation.
+    pub session: Option<u128>,
     /// The response this one goes on from.
     pub previous_response: Option<u128>,
     /// Service tier asked for.

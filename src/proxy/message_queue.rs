@@ -115,7 +115,7 @@ pub async fn queue(
         _lease: lease,
     };
     // The message before this one may have been what it could take.
-    if !fits_still(ctx, choice) {
+    if !fits_still(ctx, choice).await {
         ctx.rooms.scheduler.health().said_nothing(account.id);
         return Ok(Queued::Elsewhere);
     }

@@ -5,6 +5,7 @@ use prometheus::{
 };
 
 use crate::metrics::{Metrics, OWN_SECONDS, REQUEST_SECONDS};
+use crate::scheduler::GateKind;
 
 /// A choice takes microseconds; with thousands of accounts some dozens of them.
 const CHOICE_SECONDS: &[f64] = &[
@@ -36,6 +37,8 @@ pub struct ProxyMetrics {
     pub load_skew: Histogram,
     /// Conditions put on accounts, by kind.
     pub conditions: IntCounterVec,
+    /// Looks at accounts whose gates were not open, by gate and how it stood.
+    pub gates: IntCounterVec,
     /// Waits for a slot, by kind of slot and how they ended.
     pub waits: IntCounterVec,
     /// Seconds waited for a slot.
@@ -134,6 +137,20 @@ impl ProxyMetrics {
                 "Conditions put on accounts, by platform and kind.",
                 &["platform", "kind"],
             ),
+            gates: {
+                let gates = m.counters(
+                    "account_gates_total",
+                    "Looks at an account, for a request, of which a soft limit was reached, by gate (window_cost, rpm, sessions) and result (sticky_only, closed).",
+                    &["gate", "result"],
+                );
+                // Few and known: there from the start, so that their rates have a beginning.
+                for kind in GateKind::ALL {
+                    for result in ["sticky_only", "closed"] {
+                        gates.with_label_values(&[kind.as_str(), result]);
+                    }
+                }
+                gates
+            },
             waits: m.counters(
                 "waits_total",
                 "Waits for a slot, by kind (user, account) and end (granted, timeout, line_full, client_gone).",

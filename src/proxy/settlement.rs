@@ -257,6 +257,7 @@ impl Settlement {
             record.charge = hold.settle(record.charge, record.settled_at());
         }
         count(&self.rooms, &record);
+        self.rooms.window_costs.count(&record);
         let record = Arc::new(record);
         self.rooms.journal.settled(record.clone());
         self.room = None;

@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 
 use super::NoAccount;
 use super::conditions::{Held, Standing};
+use super::gates::{Gates, Shut};
 use super::health::{Circuit, Moment};
 use super::rank::{Contender, Ranked, Seed, Xorshift, load_rate, rank};
 use super::roster::{Member, Pool};
@@ -45,6 +46,8 @@ pub struct Request<'r> {
     pub top_k: usize,
     /// The time of the choice.
     pub now: DateTime<Utc>,
+    /// Who says what keeps the request from accounts with soft limits.
+    pub gates: Gates<'r>,
 }
 
 /// Whether one account may be chosen.
@@ -76,6 +79,8 @@ pub enum Unfit {
         /// Because its provider said 429.
         limited: bool,
     },
+    /// One of its soft limits keeps the request out.
+    Gated(Shut),
 }
 
 impl Pool {
@@ -118,7 +123,19 @@ fn fit_one(pool: &Pool, index: usize, held: &Held, request: Request<'_>) -> Fit 
         Fit::No(unfit) => Fit::No(unfit),
         _ if request.excluded.contains(&pool.at(index).id()) => Fit::No(Unfit::Excluded),
         _ if !pool.takes(index) => Fit::No(Unfit::Mismatch),
-        fit => fit,
+        fit => at_gate(pool, index, request, fit),
+    }
+}
+
+/// Asks at the gate of a member that would be fit; last of all, since it costs most.
+fn at_gate(pool: &Pool, index: usize, request: Request<'_>, fit: Fit) -> Fit {
+    let member = pool.at(index);
+    if !member.gated {
+        return fit;
+    }
+    match request.gates.shut(&member.account) {
+        None => fit,
+        Some(shut) => Fit::No(Unfit::Gated(shut)),
     }
 }
 
@@ -336,7 +353,7 @@ impl<'p> Candidates<'p> {
             _ if self.request.excluded.contains(&self.pool.at(index).id()) => {
                 Fit::No(Unfit::Excluded)
             }
-            fit => fit,
+            fit => at_gate(self.pool, index, self.request, fit),
         }
     }
 
@@ -368,6 +385,7 @@ impl<'p> Candidates<'p> {
                 {
                     none.add(until, limited);
                 }
+                Fit::No(Unfit::Gated(shut)) => none.add(Some(shut.until), false),
                 Fit::No(_) => {}
             }
         }

@@ -24,6 +24,8 @@ pub struct Member {
     id: AccountId,
     capacity: u32,
     pub(super) expires_at: Option<DateTime<Utc>>,
+    /// Whether it has soft limits, so that its gates have to be asked.
+    pub(super) gated: bool,
     pub(super) vitals: Arc<Vitals>,
 }
 
@@ -42,6 +44,7 @@ impl Member {
                 (_, concurrency) => concurrency,
             },
             expires_at: account.expires_at,
+            gated: account.gates().is_some(),
             vitals,
         }
     }
@@ -82,6 +85,8 @@ pub(super) struct Roster {
     /// names; those with the same longest prefix; all others. There are as many as there are rules,
     /// so that models that clients make up cost nothing to remember.
     classes: Box<[[OnceLock<Class>; Need::COUNT]]>,
+    /// Whether any member has soft limits.
+    gated: bool,
     /// The conditions last asked about, sorted by member.
     held: ArcSwapOption<Held>,
 }
@@ -153,6 +158,7 @@ impl Roster {
             }
         }
         Roster {
+            gated: members.iter().any(|member| member.gated),
             members,
             rules,
             by_id,
@@ -270,6 +276,11 @@ impl Pool {
     /// Whether no account does.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether any of the group's accounts has soft limits: else nobody's gates need to be asked.
+    pub fn has_gates(&self) -> bool {
+        self.roster.gated
     }
 
     /// The account of this id, if the operator lets it be chosen for the group, the model aside.

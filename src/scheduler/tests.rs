@@ -96,6 +96,7 @@ fn request(excluded: &[AccountId], second: i64) -> Request<'_> {
         binds: false,
         top_k: 7,
         now: at(second),
+        gates: Gates::default(),
     }
 }
 
@@ -877,6 +878,148 @@ fn resuming_an_account_closes_its_circuit() {
     }
 }
 
+/// An account of a subscription, which has a limit.
+fn gated(id: i64) -> Account {
+    let mut account = Account {
+        platform: Platform::Anthropic,
+        account_type: AccountType::SetupToken,
+        ..account(id)
+    };
+    let token = crate::domain::Secret::new("t");
+    let other = &mut account.credentials.other;
+    other.insert("access_token".to_owned(), token);
+    account.soft_limits.max_sessions = 1;
+    account
+}
+
+/// The same without one.
+fn ungated(id: i64) -> Account {
+    let mut account = gated(id);
+    account.soft_limits.max_sessions = 0;
+    account
+}
+
+fn claude_pool(accounts: Vec<Account>) -> Pool {
+    let directory = directory(1, accounts);
+    let need = Need::default();
+    Scheduler::new().pool(&directory, GROUP, Platform::Anthropic, need, MODEL)
+}
+
+fn shut(kind: GateKind, second: i64) -> Shut {
+    Shut {
+        kind,
+        until: at(second),
+    }
+}
+
+#[test]
+fn only_accounts_with_soft_limits_are_asked_and_only_when_looked_at() {
+    let ids = parking_lot::Mutex::new(Vec::new());
+    let ask = |account: &Account| {
+        ids.lock().push(account.id.0);
+        (account.id.0 % 2 == 0).then(|| shut(GateKind::Rpm, 60))
+    };
+    let request = |excluded| Request {
+        gates: Gates::kept_by(&ask),
+        ..request(excluded, 0)
+    };
+    let asked = || std::mem::take(&mut *ids.lock());
+    let mut api_key = gated(5);
+    api_key.account_type = AccountType::ApiKey;
+    api_key.credentials.api_key = crate::domain::Secret::new("k");
+    let worse = Account {
+        priority: 9,
+        ..gated(7)
+    };
+    let accounts = vec![gated(1), gated(2), ungated(3), gated(4), api_key, worse];
+    let pool = claude_pool(accounts);
+    assert!(pool.has_gates());
+    let none = conditions(&[]);
+    let excluded = [AccountId(4)];
+    let mut candidates = pool.candidates(&none, request(&excluded)).unwrap();
+    let first = candidates.next_stage().unwrap();
+    assert_eq!(
+        first.ids().iter().map(|id| id.0).collect::<Vec<_>>(),
+        [1, 3, 5]
+    );
+    assert_eq!(
+        asked(),
+        [1, 2],
+        "neither those without limits, nor the excluded, nor a later tier"
+    );
+    assert_eq!(candidates.next_stage().unwrap().ids(), [AccountId(7)]);
+    assert_eq!(
+        pool.fit(AccountId(2), &none, request(&[])),
+        Fit::No(Unfit::Gated(shut(GateKind::Rpm, 60)))
+    );
+    // What is against the account itself comes first.
+    let limited = conditions(&[(2, condition(ConditionKind::RateLimited, 0, Some(9)))]);
+    asked();
+    let out = Unfit::Out {
+        until: Some(at(9)),
+        limited: true,
+    };
+    assert_eq!(pool.fit(AccountId(2), &limited, request(&[])), Fit::No(out));
+    assert_eq!(asked(), [0; 0]);
+    assert!(!claude_pool(vec![ungated(1)]).has_gates());
+}
+
+#[test]
+fn where_every_gate_is_closed_there_is_no_account_until_the_first_opens() {
+    let pool = claude_pool(vec![gated(1), gated(2), gated(3)]);
+    let ask = |account: &Account| Some(shut(GateKind::WindowCost, account.id.0 * 100));
+    let limited = |until| vec![(1, condition(ConditionKind::RateLimited, 0, Some(until)))];
+    for (list, excluded, until) in [
+        (vec![], vec![], 100),
+        (limited(50), vec![], 50),
+        (limited(150), vec![], 150),
+        (limited(250), vec![], 200),
+        (vec![], vec![AccountId(1)], 200),
+    ] {
+        let request = Request {
+            gates: Gates::kept_by(&ask),
+            ..request(&excluded, 0)
+        };
+        let got = stages(&pool, &conditions(&list), request);
+        // Not that a provider's limit was met by all: 503, not 429.
+        let none = NoAccount::AllCoolingDown {
+            until: at(until),
+            limited: false,
+        };
+        assert_eq!(got, Err(none), "{list:?} {excluded:?}");
+    }
+}
+
+#[test]
+fn what_becomes_of_a_bound_conversation_at_a_closed_gate() {
+    let pool = claude_pool(vec![gated(1), gated(2)]);
+    let held = conditions(&[]);
+    use GateKind::{Rpm, Sessions, WindowCost};
+    for (kind, second, expected) in [
+        (Rpm, 1, "keep"),
+        (Rpm, 60, "keep"),
+        (WindowCost, 300, "keep"),
+        (WindowCost, 301, "part"),
+        (WindowCost, 18_000, "part"),
+        (Sessions, 1, "part"),
+        (Sessions, 300, "part"),
+    ] {
+        let ask = |account: &Account| (account.id.0 == 1).then(|| shut(kind, second));
+        let request = Request {
+            gates: Gates::kept_by(&ask),
+            ..request(&[], 0)
+        };
+        let candidates = pool.candidates(&held, request).unwrap();
+        let got = match sticky(&candidates, AccountId(1)) {
+            Sticky::Use(_) => "use",
+            Sticky::SpillKeeping => "keep",
+            Sticky::Unbind => "part",
+        };
+        assert_eq!(got, expected, "{kind:?} {second}");
+        assert!(matches!(sticky(&candidates, AccountId(2)), Sticky::Use(_)));
+    }
+}
+
 /// An account of a random directory: what stands against it, its tier.
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -930,6 +1073,22 @@ fn world(cases: &[Case]) -> World {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nobody_is_offered_whose_gate_is_closed(
+        gates in prop::collection::vec((any::<bool>(), any::<bool>()), 1..300),
+        seed in any::<u64>(),
+    ) {
+        let of = |(has_limits, _): &(bool, bool), id| if *has_limits { gated(id) } else { ungated(id) };
+        let pool = claude_pool(gates.iter().zip(1..).map(|(gate, id)| of(gate, id)).collect());
+        let is_closed = |id: i64| gates[id as usize - 1] == (true, true);
+        let ask = |account: &Account| is_closed(account.id.0).then(|| shut(GateKind::Rpm, 60));
+        let request = Request { seed: Seed(seed), gates: Gates::kept_by(&ask), ..request(&[], 0) };
+        let mut offered = stages(&pool, &conditions(&[]), request).unwrap_or_default().concat();
+        offered.sort_unstable();
+        let open: Vec<i64> = (1..=gates.len() as i64).filter(|id| !is_closed(*id)).collect();
+        prop_assert_eq!(offered, open);
+    }
 
     #[test]
     fn everyone_fit_is_offered_once_in_tiers_and_nobody_else(cases in cases(), seed in any::<u64>()) {

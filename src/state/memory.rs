@@ -1,5 +1,6 @@
 //! Live state in the memory of this process.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -15,10 +16,14 @@ use super::messages::Messages;
 use super::owners::{Owner, Owners};
 use super::responses::Responses;
 use super::rpm::Rpm;
+use super::sessions::Sessions;
 use super::slots::Table;
+use super::windows::Windows;
 use super::{
-    Lease, LiveState, Load, OWNER_LIFE, ResponseBinding, Slot, StateError, Ticket, WaitError, Want,
+    Lease, LiveState, Load, OWNER_LIFE, ResponseBinding, SessionLimit, SessionRoom, Slot,
+    StateError, Ticket, WaitError, Want,
 };
+use crate::domain::account::seen_window::SeenWindow;
 use crate::domain::{AccountId, Condition, ConditionKind, Conditions, GroupId, UserId};
 
 /// What all owners share: the tables themselves.
@@ -35,6 +40,8 @@ pub struct SharedState {
     conditions: AllConditions,
     strikes: Strikes,
     rpm: Rpm,
+    sessions: Sessions,
+    windows: Windows,
 }
 
 impl SharedState {
@@ -53,6 +60,8 @@ impl SharedState {
             conditions: AllConditions::default(),
             strikes: Strikes::default(),
             rpm: Rpm::new(),
+            sessions: Sessions::new(),
+            windows: Windows::new(),
         })
     }
 
@@ -302,6 +311,47 @@ impl LiveState for MemoryState {
         self.shared.messages.ended(account, now);
     }
 
+    fn session_room(
+        &self,
+        account: AccountId,
+        key: u128,
+        limit: SessionLimit,
+        now: DateTime<Utc>,
+    ) -> SessionRoom {
+        self.shared.sessions.room(account, key, limit, now)
+    }
+
+    async fn join_session(
+        &self,
+        account: AccountId,
+        key: u128,
+        limit: SessionLimit,
+        now: DateTime<Utc>,
+    ) -> Result<bool, StateError> {
+        Ok(self.shared.sessions.join(account, key, limit, now))
+    }
+
+    async fn note_session_window(
+        &self,
+        account: AccountId,
+        window: SeenWindow,
+    ) -> Result<(), StateError> {
+        self.shared.windows.note(account, window);
+        Ok(())
+    }
+
+    fn session_window(&self, account: AccountId) -> Option<SeenWindow> {
+        self.shared.windows.of(account)
+    }
+
+    fn unsaved_session_windows(&self) -> BTreeMap<AccountId, SeenWindow> {
+        self.shared.windows.take_unsaved()
+    }
+
+    fn restore_session_windows(&self, windows: Vec<(AccountId, SeenWindow)>) {
+        self.shared.windows.restore(windows);
+    }
+
     async fn renew(&self, now: DateTime<Utc>) -> Result<(), StateError> {
         if !self.shared.owners.renew(&self.owner(), now) {
             // Found dead in this very moment; its successor is known for as long.
@@ -330,5 +380,6 @@ impl LiveState for MemoryState {
         shared.responses.lock().sweep(now);
         shared.conditions.sweep(now);
         shared.strikes.sweep(now);
+        shared.sessions.sweep(now);
     }
 }

@@ -10,6 +10,7 @@ mod m20261121_000002_conditions_and_rules;
 mod m20261121_000003_records_in_context;
 mod m20261125_000004_money;
 mod m20261125_000005_usage_by_key;
+mod m20261128_000006_session_windows;
 
 struct Migrator;
 
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000003_records_in_context::Migration),
             Box::new(m20261125_000004_money::Migration),
             Box::new(m20261125_000005_usage_by_key::Migration),
+            Box::new(m20261128_000006_session_windows::Migration),
         ]
     }
 }

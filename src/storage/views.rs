@@ -57,6 +57,8 @@ pub struct AccountView {
     pub until: Option<DateTime<Utc>>,
     /// What keeps it from being chosen now, or puts it behind the others.
     pub conditions: Vec<ConditionView>,
+    /// What its provider last said about the session window of its subscription.
+    pub session_window: Option<SessionWindowView>,
     /// Operator's intent.
     pub enabled: bool,
     /// Provider family.
@@ -113,6 +115,23 @@ pub struct ConditionView {
     pub status: Option<u16>,
     /// In words.
     pub reason: String,
+}
+
+/// The session window of an account, as shown.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct SessionWindowView {
+    /// `allowed`, `allowed_warning` or `rejected`.
+    pub status: &'static str,
+    /// When it began; `None` = the provider has not said so.
+    pub starts_at: Option<DateTime<Utc>>,
+    /// When it ends, or has ended.
+    pub ends_at: Option<DateTime<Utc>>,
+    /// What of it is used.
+    pub used_percent: Option<f64>,
+    /// What of the week is used.
+    pub week_used_percent: Option<f64>,
+    /// When that was first said.
+    pub seen_at: DateTime<Utc>,
 }
 
 /// An error passthrough rule as shown: the fields of the resource.

@@ -17,6 +17,7 @@ mod egress;
 mod failover;
 mod faults;
 mod framing;
+mod gates;
 mod harness;
 mod lifecycle;
 mod message_queue;

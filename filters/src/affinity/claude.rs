@@ -106,6 +106,8 @@ pub struct Sender<'a> {
 pub struct Conversation<'a> {
     /// The conversation.
     pub key: Option<StickyKey>,
+    /// Its next turn has the same key: the third kind of key holds for one request only.
+    pub lasts: bool,
     /// Whose it is, where the client says so.
     pub user: Option<UserId<'a>>,
 }
@@ -119,17 +121,15 @@ pub struct Conversation<'a> {
 /// `None` without any text. Texts count as they are written in the body.
 pub fn conversation<'a>(request: &'a MessagesRequest<'_>, sender: &Sender<'_>) -> Conversation<'a> {
     let user = request.user_id.as_deref().and_then(UserId::parse);
-    let key = match &user {
+    let lasting = match &user {
         Some(user) => Some(StickyKey::of(user.session_id.as_bytes())),
-        None => by_content(request, sender),
+        None => marked_message(request).or_else(|| marked_system(request)),
     };
-    Conversation { key, user }
-}
-
-fn by_content(request: &MessagesRequest<'_>, sender: &Sender<'_>) -> Option<StickyKey> {
-    marked_message(request)
-        .or_else(|| marked_system(request))
-        .or_else(|| everything(request, sender))
+    Conversation {
+        key: lasting.or_else(|| everything(request, sender)),
+        lasts: lasting.is_some(),
+        user,
+    }
 }
 
 /// The first message that is to be cached, if it has text.

@@ -37,6 +37,8 @@ fn blank(number: usize) -> UsageRecord {
         api_key_id: ApiKeyId(1),
         group_id: GroupId(1),
         account_id: AccountId(1),
+        platform: Platform::Anthropic,
+        created_at: now(),
         ..UsageRecord::blank(&format!("req_{number}"))
     }
 }
@@ -118,7 +120,12 @@ async fn contents(store: &Store) -> String {
 }
 
 /// What a start does with a journal, and a writer after it.
-async fn start(store: &Store, folder: &Path, applied: Option<JournalPosition>) -> Arc<Book> {
+async fn start(
+    store: &Store,
+    folder: &Path,
+    applied: Option<JournalPosition>,
+) -> (Arc<Book>, WindowCosts) {
+    let costs = costs(store).await;
     let directory = store.load_directory(Multiplier::ONE).await.unwrap();
     let snapshot = Snapshot::new(directory, &Arc::new(Prices::built_in()));
     let book = Arc::new(Book::new(Tz::UTC));
@@ -128,7 +135,7 @@ async fn start(store: &Store, folder: &Path, applied: Option<JournalPosition>) -
     );
     let (journal, recovered) = Journal::open(options(folder), applied).unwrap();
     let mode = Reservation::Available;
-    take_up(recovered, &journal, &book, &snapshot, mode, now());
+    take_up(recovered, &journal, &book, &costs, &snapshot, mode, now());
     while !journal.is_empty() {
         let batch = journal.batch(3);
         let settled = store
@@ -139,7 +146,12 @@ async fn start(store: &Store, folder: &Path, applied: Option<JournalPosition>) -
         journal.applied(batch.records.len(), batch.upto);
     }
     journal.close();
-    book
+    (book, costs)
+}
+
+async fn costs(store: &Store) -> WindowCosts {
+    let costs = store.costs_by_minute(Platform::Anthropic, DateTime::UNIX_EPOCH);
+    WindowCosts::loaded(costs.await.unwrap())
 }
 
 fn copy(from: &Path, to: &Path, cut: u64) {
@@ -203,7 +215,10 @@ proptest! {
             let store = store_in(&data).await;
             let folder = dir.path().join("first");
             copy(&original, &folder, cut);
-            let book = start(&store, &folder, None).await;
+            let (book, window) = start(&store, &folder, None).await;
+            // What memory has counted is what the next start will find.
+            let sum = |costs: &WindowCosts| costs.since(AccountId(1), DateTime::UNIX_EPOCH);
+            prop_assert_eq!(sum(&window), sum(&costs(&store).await));
             let once = contents(&store).await;
             prop_assert_eq!(book.balance(UserId(1)), store.balances().await.unwrap()[0].1);
 
@@ -215,7 +230,7 @@ proptest! {
             prop_assert_eq!(&contents(&store).await, &once);
             let again = dir.path().join("again");
             copy(&original, &again, cut);
-            let book = start(&store, &again, None).await;
+            let (book, _) = start(&store, &again, None).await;
             prop_assert_eq!(&contents(&store).await, &once);
             prop_assert_eq!(book.balance(UserId(1)), store.balances().await.unwrap()[0].1);
 

@@ -33,8 +33,19 @@ const LATER_OPTIONS: &[&str] = &[
     "privacy_mode",
 ];
 
-/// The options as written.
-pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
+/// Options of limits that only accounts of Anthropic's with a token have.
+const SOFT_LIMITS: [&str; 7] = [
+    WINDOW_COST_LIMIT,
+    WINDOW_COST_STICKY_RESERVE,
+    BASE_RPM,
+    RPM_STRATEGY,
+    RPM_STICKY_BUFFER,
+    MAX_SESSIONS,
+    SESSION_IDLE_TIMEOUT_MINUTES,
+];
+
+/// The options as written, of an account of a kind that has soft limits or not.
+pub(super) fn extra(field: &Field<'_>, has_soft_limits: bool) -> Option<Map<String, Value>> {
     let pairs = field.pairs("options")?;
     let mut extra = Map::new();
     for (key, value) in &pairs {
@@ -42,6 +53,11 @@ pub(super) fn extra(field: &Field<'_>) -> Option<Map<String, Value>> {
         if options::ALL.contains(key) {
             if !value.is_null() {
                 check(key, value);
+                if !has_soft_limits && SOFT_LIMITS.contains(key) {
+                    value.warn(
+                        "not used: only anthropic accounts of type oauth and setup_token have such limits",
+                    );
+                }
             }
         } else if LATER_OPTIONS.contains(key) {
             value.warn("stored, but not used by this version");

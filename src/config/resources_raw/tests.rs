@@ -787,6 +787,44 @@ fn relays_of_antigravity_need_a_key_and_an_address() {
 }
 
 #[test]
+fn soft_limits_of_accounts_that_have_none_are_said() {
+    let limits = "{window_cost_limit: 5, window_cost_sticky_reserve: 1, base_rpm: 5, rpm_strategy: tiered, \
+                  rpm_sticky_buffer: 1, max_sessions: 2, session_idle_timeout_minutes: 3, pool_mode: true}";
+    for (kind, said) in [
+        (
+            "platform: anthropic, type: oauth, credentials: {access_token: t}",
+            0,
+        ),
+        (
+            "platform: anthropic, type: setup_token, credentials: {access_token: t}",
+            0,
+        ),
+        ("platform: anthropic, credentials: {api_key: k}", 7),
+        ("platform: openai, credentials: {api_key: k}", 7),
+    ] {
+        let text = format!("accounts: [{{name: a, {kind}, extra: {limits}}}]");
+        let (resources, warnings) = read(&[&text]).unwrap();
+        assert_eq!(warnings.len(), said, "{kind}\n{warnings:#?}");
+        for warning in &warnings {
+            assert!(
+                warning.contains("not used: only anthropic accounts"),
+                "{warning}"
+            );
+        }
+        assert_eq!(resources.accounts[0].extra["base_rpm"], 5, "it is stored");
+    }
+    let (_, warnings) = read(&[
+        "accounts: [{name: a, platform: openai, credentials: {api_key: k}, extra: {base_rpm: null, max_sessions: null}}]",
+    ])
+    .unwrap();
+    assert_eq!(
+        warnings,
+        Vec::<String>::new(),
+        "what is not given is not missed"
+    );
+}
+
+#[test]
 fn prices_that_are_hardly_meant_are_said() {
     let (resources, warnings) = read(&[
         "prices:\n  both: {input_cost_per_token: 1e-6, output_cost_per_token: 0, input_cost_per_token_above_200k_tokens: 2e-6}\n\

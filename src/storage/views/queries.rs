@@ -9,14 +9,17 @@ use sea_orm::{
 };
 
 use super::paid::windows_shown;
-use super::{AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, UserView};
+use super::{
+    AccountView, ConditionView, GroupView, KeyView, RateLimitsView, RuleView, SessionWindowView,
+    UserView,
+};
 use crate::domain::account::Intent;
+use crate::domain::account::seen_window::{Permille, SeenWindow};
 use crate::domain::egress::EgressProxy;
 use crate::domain::{
     AccountId, AccountStatus, ApiKeyId, ApiKeyStatus, Condition, KEY_WINDOWS, ModelMapping, Money,
     Multiplier, Secret, UserId, Window,
 };
-use crate::storage::conditions;
 use crate::storage::convert::{
     account_type, error_rule, from_json, match_mode_name, multiplier, optional_time, platform,
     strings, subscription_type, time, unseal_credentials, unseal_proxy, whole,
@@ -24,7 +27,7 @@ use crate::storage::convert::{
 use crate::storage::entities::{
     account, account_group, api_key, error_rule as rule, group, user, user_multiplier,
 };
-use crate::storage::{StorageError, Store};
+use crate::storage::{StorageError, Store, conditions, session_windows};
 
 impl Store {
     /// Groups in name order: all, or the one of this name (an empty list if there is none).
@@ -80,6 +83,7 @@ impl Store {
         let names = group_names(&txn).await?;
         let mut groups = links(&txn, |link| (link.account_id, link.group_id), &names).await?;
         let mut conditions = conditions::by_account(&txn).await?;
+        let mut windows = session_windows::by_account(&txn).await?;
         txn.rollback().await?;
         rows.into_iter()
             .map(|row| {
@@ -101,6 +105,7 @@ impl Store {
                     status,
                     until,
                     conditions: conditions.into_iter().map(shown).collect(),
+                    session_window: windows.remove(&AccountId(row.id)).map(window_shown),
                     enabled: row.enabled,
                     platform: platform(&row.platform)?,
                     account_type: account_type(&row.account_type)?,
@@ -273,6 +278,17 @@ impl Store {
                 })
             })
             .collect()
+    }
+}
+
+fn window_shown(window: SeenWindow) -> SessionWindowView {
+    SessionWindowView {
+        status: window.status.as_str(),
+        starts_at: window.span.map(|span| span.start),
+        ends_at: window.span.map(|span| span.end),
+        used_percent: window.used.map(Permille::percent),
+        week_used_percent: window.week_used.map(Permille::percent),
+        seen_at: window.seen_at,
     }
 }
 

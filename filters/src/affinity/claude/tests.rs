@@ -301,3 +301,26 @@ proptest! {
         normalised_user_agent(&id);
     }
 }
+
+#[test]
+fn which_keys_hold_for_the_next_turn() {
+    let id = json!(text_form("", SESSION));
+    let rows = [
+        (with(id, json!("s"), json!([user("a")])), true),
+        (
+            with(json!("me"), json!([marked("s")]), json!([user("a")])),
+            true,
+        ),
+        (
+            with(json!("me"), json!("s"), json!([user(json!([marked("a")]))])),
+            true,
+        ),
+        (with(json!("me"), json!("s"), json!([user("a")])), false),
+        (with(json!("me"), json!(""), json!([user("")])), false),
+    ];
+    for (body, lasts) in rows {
+        let text = body.to_string();
+        let request = messages(text.as_bytes()).unwrap();
+        assert_eq!(conversation(&request, &sender()).lasts, lasts, "{body}");
+    }
+}
