@@ -1,7 +1,7 @@
 //! What does it take to choose an account? The pool of the model, its candidates, their order with loads
 //! given: for groups of 10 to 10,000 accounts, all alike; with model mappings; with a tenth of the accounts
-//! cooling down; with each choice being another conversation. Besides: a bound conversation, the report
-//! after an attempt, and what a change of the directory or of the conditions costs once.
+//! cooling down; of subscriptions with limits; with each choice being another conversation. Besides: a bound
+//! conversation, the report after an attempt, and what a change of the directory or of the conditions costs once.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -14,10 +14,11 @@ use tollgate::config::SchedulingWeights;
 use tollgate::domain::account::quota::AccountQuota;
 use tollgate::domain::{
     Account, AccountId, AccountType, Condition, ConditionKind, Conditions, Credentials, Directory,
-    GroupId, ModelMapping, Multiplier, Objects, Platform,
+    GroupId, ModelMapping, Money, Multiplier, Objects, Platform, Secret,
 };
+use tollgate::scheduler::gates::{Readings, gate};
 use tollgate::scheduler::{Gates, Need, Outcome, Request, Scheduler, Seed, sticky};
-use tollgate::state::Load;
+use tollgate::state::{Load, SessionRoom};
 use tollgate_filters::verdict::ErrorPolicy;
 
 const GROUP: GroupId = GroupId(1);
@@ -169,6 +170,60 @@ fn choosing(c: &mut Criterion) {
     }
 }
 
+/// Accounts of subscriptions, all with limits, of which a tenth are reached.
+fn at_gates(c: &mut Criterion) {
+    for count in [10, 100, 1_000, 10_000] {
+        let gated = |id| {
+            let mut account = account(id, ModelMapping::default());
+            account.platform = Platform::Anthropic;
+            account.account_type = AccountType::SetupToken;
+            let token = ("access_token".to_owned(), Secret::new("t"));
+            account.credentials.other.extend([token]);
+            account.soft_limits.base_rpm = 10;
+            account.soft_limits.window_cost = Some(Money::from_usd(50));
+            account
+        };
+        let directory = Directory::new(Objects {
+            version: 1,
+            accounts: (1..=count).map(gated).collect(),
+            ..Objects::default()
+        });
+        let scheduler = Scheduler::new();
+        let none = Arc::new(Conditions::default());
+        let ask = |account: &Account| {
+            let readings = Readings {
+                cost: Money::from_usd(account.id.0 % 45),
+                cost_until: now(),
+                rpm: if account.id.0 % 10 == 0 { 10 } else { 3 },
+                rpm_until: now(),
+                room: SessionRoom::Free,
+            };
+            gate(&account.soft_limits, account.concurrency, &readings).keeps_out(false)
+        };
+        let mut conversation = 0_u64;
+        c.bench_function(&format!("choose/gates/{count}"), |b| {
+            b.iter(|| {
+                conversation += 1;
+                let key = conversation.to_le_bytes();
+                let need = Need::default();
+                let pool = scheduler.pool(&directory, GROUP, Platform::Anthropic, need, MODEL);
+                let request = Request {
+                    model: MODEL,
+                    excluded: &[],
+                    seed: Seed::of(Some(&key), None, MODEL, GROUP, 0),
+                    binds: true,
+                    top_k: 7,
+                    now: now(),
+                    gates: Gates::kept_by(&ask),
+                };
+                let stage = pool.candidates(&none, request).ok()?.next_stage()?;
+                let first = stage.rank(&[], &WEIGHTS, &request).first().first().copied();
+                first.map(|i| stage.members[i as usize].id())
+            });
+        });
+    }
+}
+
 fn around(c: &mut Criterion) {
     let directories = [1, 2].map(|version| directory(version, 10_000, &mapping()));
     let scheduler = warmed(&directories[0], 10_000);
@@ -227,6 +282,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = choosing, around
+    targets = choosing, at_gates, around
 }
 criterion_main!(benches);

@@ -364,8 +364,16 @@ async fn who_stands_in_line_is_kept_out_by_a_gate_that_has_closed_and_let_in_by_
     upstream.push_for("a2", answer(&[]).after(&held));
     let third = Call::send(&gateway, Protocol::H1, &in_two("three")).await;
     held.wait_reached(1).await;
-    let fourth = Call::send(&gateway, Protocol::H1, &in_two("four")).await;
-    assert_eq!(fourth.answer().await.0, 200);
+    // A stream, which has pings meanwhile.
+    let mut streamed = in_session("four");
+    streamed["stream"] = json!(true);
+    let request = post("", "tg-two-0123456789", streamed);
+    let (status, told) = Call::send(&gateway, Protocol::H1, &request)
+        .await
+        .answer()
+        .await;
+    let told = String::from_utf8(told.to_vec()).unwrap();
+    assert!(status == 200 && told.contains("message_stop"), "{told}");
     assert_eq!(last(&upstream), "a1");
     assert!(Utc::now() >= minute + TimeDelta::minutes(1));
     held.open();
@@ -473,8 +481,8 @@ async fn an_answer_that_lets_in_ends_a_limit() {
         set: vec![(AccountId(1), limited)],
         gone: vec![],
     };
-    let store = Store::open(&gateway.data(), &Secret::new("the secret of these tests"));
-    let store = store.await.unwrap();
+    let secret = Secret::new("the secret of these tests");
+    let store = Store::open(&gateway.data(), &secret).await.unwrap();
     store.save_conditions(&changes).await.unwrap();
     store.close().await.unwrap();
     gateway.launch();

@@ -107,7 +107,9 @@ impl SeenWindow {
     /// may have been on its way when the limit was met.
     pub fn lifts(&self, standing: &[Condition], began: DateTime<Utc>) -> bool {
         let lets_in = self.status != SessionStatus::Rejected;
-        let older = |c: &Condition| c.kind == ConditionKind::RateLimited && c.since < began;
+        let older = |c: &Condition| {
+            c.kind == ConditionKind::RateLimited && c.since < began && c.holds(self.seen_at)
+        };
         lets_in && standing.iter().any(older)
     }
 }
@@ -255,6 +257,7 @@ mod tests {
             (Allowed, vec![limited(RateLimited, 11)], false),
             (Allowed, vec![limited(Overloaded, 9)], false),
             (Allowed, vec![limited(Overloaded, 9), limited(RateLimited, 8)], true),
+            (Allowed, vec![Condition { until: Some(at(20)), ..limited(RateLimited, 9) }], false),
             (Allowed, vec![], false),
         ];
         for (status, standing, lifts) in rows {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::account::seen_window::{Permille, SeenWindow, Span};
 use crate::domain::{AccountStatus, Condition, ConditionKind, Conditions, ResponseBinding};
 use crate::storage::{ConditionChanges, Names, StorageError};
 
@@ -246,6 +247,96 @@ async fn bindings_are_pruned_by_number_and_age() {
         assert_eq!(kept.len() as u64, left);
         assert!(kept.iter().all(|b| b.at >= at(12_000 - left as i64)));
     }
+}
+
+#[tokio::test]
+async fn session_windows_are_kept_and_shown_without_a_new_version() {
+    use tollgate_filters::verdict::SessionStatus::{Allowed, Rejected};
+    let (dir, store) = filled().await;
+    let mut wanted = resources();
+    wanted.accounts.push(account("two", &["main"]));
+    apply(&store, &wanted).await;
+    let version = store.version().await.unwrap();
+    let known = SeenWindow {
+        status: Allowed,
+        span: Some(Span {
+            start: at(0),
+            end: at(18_000),
+        }),
+        used: Some(Permille(421)),
+        week_used: Some(Permille(1_005)),
+        seen_at: at(3),
+    };
+    let unknown = SeenWindow {
+        status: Rejected,
+        span: None,
+        used: None,
+        week_used: None,
+        seen_at: at(4),
+    };
+    let two = AccountId(2);
+    for windows in [
+        [(ONE, unknown), (two, known)],
+        [(ONE, known), (two, unknown)],
+    ] {
+        store.save_session_windows(&windows.into()).await.unwrap();
+        assert_eq!(store.load_session_windows().await.unwrap(), windows);
+    }
+    store
+        .save_session_windows(&[(ONE, known)].into())
+        .await
+        .unwrap();
+    assert_eq!(store.version().await.unwrap(), version);
+    store.close().await.unwrap();
+    let store = open(&dir).await;
+    let shown = store.list_accounts(None, at(20_000)).await.unwrap();
+    let shown: Vec<_> = shown
+        .iter()
+        .map(|view| view.session_window.as_ref().unwrap())
+        .collect();
+    let json = serde_json::to_value(shown[0]).unwrap();
+    let want = serde_json::json!({
+        "status": "allowed", "starts_at": at(0), "ends_at": at(18_000),
+        "used_percent": 42.1, "week_used_percent": 100.5, "seen_at": at(3),
+    });
+    assert_eq!(json, want, "also when it is over");
+    assert_eq!((shown[1].status, shown[1].ends_at), ("rejected", None));
+    let nobody = [(AccountId(99), known)].into();
+    assert!(store.save_session_windows(&nobody).await.is_err());
+}
+
+#[tokio::test]
+async fn what_accounts_have_cost_by_the_minute_in_which_requests_ended() {
+    let (_dir, store) = filled().await;
+    let minute = at(0).timestamp() / 60;
+    let settled = |id: &str, account: i64, platform, second: i64, cost: i64| UsageRecord {
+        platform,
+        account_id: AccountId(account),
+        // It ends 59 seconds later.
+        created_at: at(second),
+        duration_ms: 59_000,
+        cost: Money(cost),
+        ..UsageRecord::blank(id)
+    };
+    use Platform::{Anthropic, OpenAi};
+    assert_eq!(at(0).timestamp() % 60, 0);
+    let records = [
+        settled("a", 1, Anthropic, 0, 1),
+        settled("b", 1, Anthropic, 1, 10),
+        settled("c", 1, Anthropic, 60, 100),
+        settled("d", 2, Anthropic, 60, 1_000),
+        settled("e", 1, OpenAi, 60, 7),
+        settled("f", 1, Anthropic, -1, 7),
+        settled("g", 1, Anthropic, 60, 0),
+    ];
+    store.settle(&records, None, Tz::UTC).await.unwrap();
+    let costs = store.costs_by_minute(Anthropic, at(0)).await.unwrap();
+    let want = [
+        (ONE, minute, Money(1)),
+        (ONE, minute + 1, Money(110)),
+        (AccountId(2), minute + 1, Money(1_000)),
+    ];
+    assert_eq!(costs, want);
 }
 
 /// A few conditions at a few places.
