@@ -308,18 +308,20 @@ async fn session_windows_are_kept_and_shown_without_a_new_version() {
 #[tokio::test]
 async fn what_accounts_have_cost_by_the_minute_in_which_requests_ended() {
     let (_dir, store) = filled().await;
-    let minute = at(0).timestamp() / 60;
+    // A whole minute and a little.
+    let begin = at(40);
+    let minute = begin.timestamp() / 60;
+    assert_eq!(begin.timestamp() % 60, 0);
     let settled = |id: &str, account: i64, platform, second: i64, cost: i64| UsageRecord {
         platform,
         account_id: AccountId(account),
         // It ends 59 seconds later.
-        created_at: at(second),
+        created_at: at(40 + second),
         duration_ms: 59_000,
         cost: Money(cost),
-        ..UsageRecord::blank(id)
+        ..record(id, "0.0001")
     };
     use Platform::{Anthropic, OpenAi};
-    assert_eq!(at(0).timestamp() % 60, 0);
     let records = [
         settled("a", 1, Anthropic, 0, 1),
         settled("b", 1, Anthropic, 1, 10),
@@ -330,7 +332,7 @@ async fn what_accounts_have_cost_by_the_minute_in_which_requests_ended() {
         settled("g", 1, Anthropic, 60, 0),
     ];
     store.settle(&records, None, Tz::UTC).await.unwrap();
-    let costs = store.costs_by_minute(Anthropic, at(0)).await.unwrap();
+    let costs = store.costs_by_minute(Anthropic, begin).await.unwrap();
     let want = [
         (ONE, minute, Money(1)),
         (ONE, minute + 1, Money(110)),
