@@ -1,7 +1,6 @@
 //! Which account the next attempt goes to, with its slot: the one that is tried again, the one that
-//! made the previous response, the conversation's, else the best by load. Those that the group's routing names for
-//! the model come before all others. Where all are full the
-//! request stands in line for any of them.
+//! made the previous response, the conversation's, else the best by load; those that the group's routing
+//! names for the model before all others. Where all are full the request stands in line for any of them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -387,8 +386,19 @@ impl View {
         among: &Among<'_>,
     ) -> Option<AccountId> {
         let bound = self.bound_account(ctx, among.key).await;
-        if bound.is_some() || among.layer != Layer::Routed {
+        let Some((routed, _)) = self
+            .routed
+            .as_ref()
+            .filter(|_| among.layer == Layer::Routed)
+        else {
             return bound;
+        };
+        if let Some(id) = bound {
+            let fit = routed.fit(id, &self.conditions, *among.candidates.request());
+            // The route has been changed: it does not lead there any more.
+            if fit != Fit::No(Unfit::Mismatch) {
+                return bound;
+            }
         }
         let elsewhere = self.bound_account(ctx, asked.sticky_key).await?;
         let stays = matches!(sticky(&among.candidates, elsewhere), Sticky::Use(_));

@@ -132,20 +132,16 @@ struct Waiter {
 }
 
 impl Waiter {
-    /// Until it may go; with the turn it has, where it needs one.
+    /// Until it may go; with its turn, where that lasts until it has been accepted.
     async fn wait(&self, mode: MessageQueueMode) -> std::result::Result<Option<Lease>, WaitError> {
-        let turn = match mode {
-            MessageQueueMode::Serialize => {
-                let wants = [limits::turn(self.account.id)];
-                // The line is bounded by the slots that those who stand in it hold.
-                Some(self.state.lease_any(&wants, self.ticket, u32::MAX).await?)
-            }
-            MessageQueueMode::Throttle | MessageQueueMode::Off => None,
-        };
+        let wants = [limits::turn(self.account.id)];
+        // The line is bounded by the slots that those who stand in it hold.
+        let turn = self.state.lease_any(&wants, self.ticket, u32::MAX).await?;
         while let Some(left) = self.left().await? {
             tokio::time::sleep(left).await;
         }
-        Ok(turn)
+        // Where they only keep their distance the next one may begin to wait for its own.
+        Ok((mode == MessageQueueMode::Serialize).then_some(turn))
     }
 
     /// How long it is too early yet; `None` = it goes now.

@@ -156,6 +156,7 @@ async fn throttled_messages_go_some_time_apart_and_wait_for_no_answer() {
         assert_eq!(call.answer().await.0, 200);
     }
     assert_eq!(said(&seen), ["first", "second", "third"]);
+    assert_eq!(gateway.metric("slots_held{slot=\"turn\"}"), 0.0);
     for (sent, (at, said)) in (0_u32..).zip(&*seen.lock()) {
         assert!(*at >= begun + sent * GAP, "{said}: {:?}", *at - begun);
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tollgate_test_support::anthropic::{Block, Message};
 use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Request};
 
-use crate::call::{Call, PROTOCOLS};
+use crate::call::{Call, PROTOCOLS, Protocol};
 use crate::harness::{Gateway, KEY, Setup};
 
 const MODEL: &str = "claude-sonnet-4-5";
@@ -251,4 +251,24 @@ async fn groups_of_antigravity_itself_are_not_served() {
         assert_eq!(error_of(&reply.json()).0, "not_found_error");
     }
     assert_eq!((relay.total(), own.total()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_settles_what_a_relay_was_sent() {
+    let (relay, own) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let mut gateway = setup(&relay, &own).start().await;
+    relay.push(Answer::sse(message(MODEL).cut(5)).then_stall());
+    let mut call = Call::send(&gateway, Protocol::H1, &post(&body(true))).await;
+    call.head().await.unwrap();
+    call.read_until("text_delta", 2).await;
+    gateway.kill();
+    gateway.launch();
+    let record = gateway.only_record().await;
+    for (field, expected) in [
+        ("outcome", "interrupted"),
+        ("usage_source", "estimated"),
+        ("platform", "antigravity"),
+    ] {
+        assert_eq!(record[field], expected, "{record:#}");
+    }
 }

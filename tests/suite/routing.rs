@@ -236,3 +236,33 @@ async fn tokens_are_counted_by_routed_accounts() {
         assert!(["a3", "a4"].contains(&&*got[0]), "{got:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_leaves_an_account_that_its_route_does_not_name_any_more() {
+    let upstream = FakeUpstream::start().await;
+    let setup = setup(&upstream);
+    let mut group = setup.resources["groups"][0].clone();
+    let gateway = setup.start().await;
+    let first = account(&gateway, &upstream, &of(1, OPUS, false)).await;
+    assert!(["a3", "a4"].contains(&&*first[0]));
+    // The same pattern, with others: it stays with one of them.
+    group["model_routing"]["claude-opus-*"] = json!(["a1", "a2"]);
+    gateway
+        .followed(|| gateway.apply(&json!({ "groups": [group] })))
+        .await;
+    let gate = Gate::new();
+    upstream.push(Answer::echo().after(&gate));
+    let held = Call::send(&gateway, Protocol::H1, &of(1, OPUS, false)).await;
+    gate.wait_reached(1).await;
+    let hits = gateway.metric("scheduler_sticky_total{result=\"hit\"}");
+    let again = Call::send(&gateway, Protocol::H1, &of(1, OPUS, false)).await;
+    assert_eq!(again.answer().await.0, 200);
+    gate.open();
+    assert_eq!(held.answer().await.0, 200);
+    upstream.wait_idle().await;
+    assert_eq!(asked(&upstream), ["a1", "a1"]);
+    assert_eq!(
+        gateway.metric("scheduler_sticky_total{result=\"hit\"}"),
+        hits + 1.0
+    );
+}

@@ -7,13 +7,14 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tollgate_filters::usage::TokenUsage;
 
 use super::*;
 use crate::billing::journal::{Draft, Options, Progress, Reserved};
 use crate::billing::price_map::Prices;
 use crate::config::load_resources;
 use crate::domain::{
-    AccountId, ApiKeyId, GroupId, JournalPosition, Multiplier, Outcome, Secret, UserId,
+    AccountId, ApiKeyId, Directory, GroupId, JournalPosition, Multiplier, Outcome, Secret, UserId,
 };
 use crate::storage::{ApplyOptions, Store, UsageFilter};
 
@@ -49,6 +50,43 @@ fn options(directory: &Path) -> Options {
         segment_bytes: 65_536,
         sync_interval: Duration::from_millis(1),
         database: 0,
+    }
+}
+
+#[test]
+fn what_was_reported_before_the_end_is_no_report_where_output_is_counted_at_the_end() {
+    let snapshot = Snapshot::new(Directory::default(), &Arc::new(Prices::built_in()));
+    let tokens = TokenUsage {
+        input: 100,
+        output: 3,
+        ..TokenUsage::default()
+    };
+    for (platform, expected) in [
+        (Platform::OpenAi, UsageSource::Reported),
+        (Platform::Anthropic, UsageSource::Estimated),
+        // Its relays speak Anthropic's dialect.
+        (Platform::Antigravity, UsageSource::Estimated),
+    ] {
+        let unfinished = Unfinished {
+            draft: Draft {
+                record: UsageRecord {
+                    platform,
+                    ..blank(1)
+                },
+                body_len: 400,
+                reserved: Money(0),
+            },
+            progress: Some(Progress {
+                usage: Some(tokens),
+                ..Progress::default()
+            }),
+        };
+        let record = settle(unfinished, &snapshot, Reservation::Available, now());
+        assert_eq!(
+            (record.usage_source, record.tokens),
+            (expected, tokens),
+            "{platform}"
+        );
     }
 }
 
