@@ -8,7 +8,7 @@ use super::open::{self, Failure};
 use crate::app::{AppError, tls};
 use crate::billing::price_map::Prices;
 use crate::config;
-use crate::config::resources::Resources;
+use crate::config::resources::{Others, Resources};
 
 /// Reads everything and says what is wrong with it, all at once.
 pub fn run(file: Option<&Path>, resources: &[PathBuf]) -> Result<(), Failure> {
@@ -38,6 +38,11 @@ pub fn run(file: Option<&Path>, resources: &[PathBuf]) -> Result<(), Failure> {
                 if let Some(warning) = not_in_files(&resources) {
                     eprintln!("warning: {warning}");
                 }
+                let rules = resources.check_group_rules(&Others::default());
+                for warning in rules.warnings {
+                    eprintln!("warning: {warning}");
+                }
+                wrong.extend(rules.problems);
                 let prices = prices.map(|prices| prices.with_overrides(&resources.prices));
                 for warning in prices
                     .iter()

@@ -1,6 +1,7 @@
 //! Resources as checked: what `tollgate apply` hands to the store. References between resources
 //! are still names here; the store resolves them.
 
+mod group_rules;
 mod references;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use tollgate_filters::passthrough::Rule;
 
+pub use group_rules::{Findings, GroupFacts, Others};
 pub(crate) use references::unused_subscription;
 pub use references::{Kind, Reference};
 

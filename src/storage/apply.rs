@@ -65,7 +65,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StorageError::Invalid`] with every reference to a name that neither the file nor the
-    /// store knows, every account in a group of another platform, every group with two enabled channels,
+    /// store knows, every account in a group of another platform, every rule of a group that cannot be followed,
+    /// every group with two enabled channels,
     /// every subscription that ends before it begins, every
     /// name given twice and every key text used twice; nothing was applied.
     pub async fn apply(
@@ -75,7 +76,7 @@ impl Store {
     ) -> Result<ApplyReport, StorageError> {
         let txn = self.begin_write().await?;
         let held = Held::load(&txn).await?;
-        references::check(resources, &held, self.hasher(), options.prune)?;
+        let warnings = references::check(resources, &held, self.hasher(), options.prune)?;
         let mut pass = Pass::new(&txn, &held, resources, self.hasher(), &self.inner.sealer);
         pass.groups().await?;
         pass.users().await?;
@@ -89,6 +90,7 @@ impl Store {
             pass.prune().await?;
         }
         let mut report = pass.into_report();
+        report.warnings.extend(warnings);
         if options.dry_run {
             report.generated_keys.clear();
             txn.rollback().await?;

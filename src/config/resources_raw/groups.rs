@@ -1,6 +1,7 @@
 //! `groups:` as checked.
 
 use serde_json::{Map, Value};
+use tollgate_filters::client::Version;
 
 use super::{Names, amount, count, limit, multiplier, unique_name};
 use crate::config::field::{Field, Table};
@@ -60,14 +61,49 @@ pub(super) fn group<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Group
             }
         }
     }
-    if platform.is_some_and(|platform| platform != Platform::Anthropic)
-        && group.options.contains_key(rules::MODEL_ROUTING)
-        && let Some(field) = table.given(rules::MODEL_ROUTING)
-    {
-        field.warn("not used: only groups of platform anthropic route models");
+    if let Some(platform) = platform {
+        unused_rules(&table, &group, platform);
     }
     // What stands in for a bad name or platform is never seen: a mistake was noted.
     Some(group)
+}
+
+/// Says of rules that nothing of the group will ever meet.
+fn unused_rules(table: &Table<'_>, group: &GroupResource, platform: Platform) {
+    let said = |key: &'static str| table.given(key).filter(|_| group.options.contains_key(key));
+    let warn = |key: &'static str, text: String| {
+        if let Some(field) = said(key) {
+            field.warn(text);
+        }
+    };
+    let is_anthropic = platform == Platform::Anthropic;
+    let not_here = format!("not used: Claude Code is not served by groups of platform {platform}");
+    if !matches!(platform, Platform::Anthropic | Platform::Antigravity) {
+        warn(
+            rules::CLAUDE_CODE_ONLY,
+            format!(
+                "Claude Code is not served by groups of platform {platform}, so this one serves nobody"
+            ),
+        );
+        warn(rules::MIN_CLIENT_VERSION, not_here.clone());
+        warn(rules::MAX_CLIENT_VERSION, not_here);
+        warn(
+            rules::FALLBACK_GROUP_ON_INVALID_REQUEST,
+            format!("not used: groups of platform {platform} have no such requests"),
+        );
+    }
+    if !is_anthropic {
+        warn(
+            rules::MODEL_ROUTING,
+            format!("not used: only for groups of platform anthropic, and this is of {platform}"),
+        );
+    }
+    if !group.options.contains_key(rules::CLAUDE_CODE_ONLY) {
+        warn(
+            rules::FALLBACK_GROUP,
+            "not used while claude_code_only is not true".to_owned(),
+        );
+    }
 }
 
 /// The platform of a group or account.
@@ -101,12 +137,25 @@ fn options(table: &Table<'_>) -> Map<String, Value> {
             keep(key, name.into());
         }
     }
+    let mut bounds = Vec::new();
     for key in [rules::MIN_CLIENT_VERSION, rules::MAX_CLIENT_VERSION] {
         if let Some(field) = table.given(key)
             && let Some(version) = version(&field)
         {
             keep(key, version.into());
+            bounds.push((field, version.parse::<Version>().ok()));
         }
+    }
+    if let [(_, Some(min)), (field, Some(max))] = &bounds[..]
+        && min > max
+    {
+        field.bad(
+            format!(
+                "below {} ({min}), so no version is served",
+                rules::MIN_CLIENT_VERSION
+            ),
+            format!("at least {min}, or null"),
+        );
     }
     if let Some(field) = table.given(rules::MODEL_ROUTING) {
         let routes = model_routing(&field);

@@ -484,6 +484,8 @@ fn every_mistake_is_named() {
         ("groups: [{name: g, platform: openai, rpm_limit: -1}]".into(), "rpm_limit: out of bounds"),
         ("groups: [{name: g, platform: openai, rpm_limit: null}]".into(), "rpm_limit: not a whole number"),
         ("groups: [{name: g, platform: openai, min_client_version: '1.2'}]".into(), "not a version, found `1.2`"),
+        ("groups: [{name: g, platform: anthropic, min_client_version: 2.10.0, max_client_version: 2.9.9}]".into(),
+         "groups[0] \"g\".max_client_version: below min_client_version (2.10.0), so no version is served, found `2.9.9`; expected at least 2.10.0, or null"),
         ("groups: [{name: g, platform: openai, model_routing: {'a*b': [x]}}]".into(), "`*` inside the model name `a*b`"),
         ("groups: [{name: g, platform: openai, image_prices: {8k: 1}}]".into(), "image_prices.8k: unknown key"),
         // Subscriptions.
@@ -741,6 +743,9 @@ fn what_is_stored_but_has_no_effect_is_said() {
         "accounts[1] \"b\": this version sends requests only through openai accounts of type api_key",
         "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
         "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",
+        "groups[0] \"g\".claude_code_only: Claude Code is not served by groups of platform gemini, so this one serves nobody",
+        "groups[0] \"g\".min_client_version: not used: Claude Code is not served by groups of platform gemini",
+        "groups[0] \"g\".model_routing: not used: only for groups of platform anthropic, and this is of gemini",
     ] {
         assert_eq!(
             warnings.iter().filter(|w| w.contains(want)).count(),
@@ -748,9 +753,17 @@ fn what_is_stored_but_has_no_effect_is_said() {
             "{want}\n{warnings:#?}"
         );
     }
-    assert_eq!(warnings.len(), 4, "{warnings:#?}");
+    assert_eq!(warnings.len(), 6, "{warnings:#?}");
+    let place = |what: &str| {
+        let found = warnings.iter().find(|w| w.contains(what));
+        found.map(String::as_str).unwrap_or_default()
+    };
     assert!(
-        warnings.iter().any(|w| w.starts_with("0.yaml:6:")),
+        place("extra.pool_mod").starts_with("0.yaml:6:"),
+        "{warnings:#?}"
+    );
+    assert!(
+        place("so this one serves nobody").starts_with("0.yaml:2:"),
         "{warnings:#?}"
     );
 }
@@ -822,6 +835,27 @@ fn soft_limits_of_accounts_that_have_none_are_said() {
         Vec::<String>::new(),
         "what is not given is not missed"
     );
+}
+
+#[test]
+fn rules_of_groups_that_nothing_meets_are_said() {
+    let (_, warnings) = read(&[
+        "groups:\n- {name: a, platform: anthropic, fallback_group: b, min_client_version: 1.2.3, max_client_version: 1.2.3,\n\
+        \x20   model_routing: {'m*': [x]}, fallback_group_on_invalid_request: b}\n\
+         - {name: b, platform: anthropic, claude_code_only: true, fallback_group: a}\n\
+         - {name: c, platform: openai, fallback_group_on_invalid_request: b, max_client_version: 1.2.3}\n\
+         - {name: d, platform: antigravity, claude_code_only: true, fallback_group_on_invalid_request: b}\n",
+    ])
+    .unwrap();
+    let wanted = [
+        "groups[0] \"a\".fallback_group: not used while claude_code_only is not true",
+        "groups[2] \"c\".fallback_group_on_invalid_request: not used: groups of platform openai have no such requests",
+        "groups[2] \"c\".max_client_version: not used: Claude Code is not served by groups of platform openai",
+    ];
+    assert_eq!(warnings.len(), wanted.len(), "{warnings:#?}");
+    for (warning, want) in warnings.iter().zip(wanted) {
+        assert!(warning.ends_with(want), "{warning}");
+    }
 }
 
 #[test]

@@ -3,22 +3,22 @@
 use std::collections::{HashMap, HashSet};
 
 use super::held::Held;
-use crate::config::resources::{Kind, Resources};
-use crate::domain::{KeyHash, Platform};
-use crate::storage::convert::{millis, now_millis};
+use crate::config::resources::{GroupFacts, Kind, Others, Resources};
+use crate::domain::{KeyHash, Platform, SubscriptionType};
+use crate::storage::convert::{millis, now_millis, subscription_name};
 use crate::storage::{KeyHasher, StorageError};
 
 /// Largest opening balance in nano-dollars: a billion dollars, far inside the ledger's range.
 const MAX_OPENING_NANOS: i64 = 1_000_000_000_000_000_000;
 
-/// Refuses unknown references, accounts in groups of another platform, names given twice and key
-/// texts used twice.
+/// Refuses unknown references, accounts in groups of another platform, rules of groups that cannot be followed,
+/// names given twice and key texts used twice. Returns what is allowed but hardly meant.
 pub(super) fn check(
     resources: &Resources,
     held: &Held,
     hasher: &KeyHasher,
     prune: bool,
-) -> Result<(), StorageError> {
+) -> Result<Vec<String>, StorageError> {
     let mut problems = Vec::new();
     duplicates(
         "groups",
@@ -69,6 +69,8 @@ pub(super) fn check(
         }
     }
     check_platforms(resources, held, prune, &mut problems);
+    let rules = resources.check_group_rules(&others(resources, held, prune));
+    problems.extend(rules.problems);
     check_subscriptions(resources, held, &mut problems);
     check_channels(resources, held, prune, &mut problems);
     for user in &resources.users {
@@ -81,9 +83,48 @@ pub(super) fn check(
     }
     check_key_texts(resources, held, hasher, &mut problems);
     if problems.is_empty() {
-        Ok(())
+        Ok(rules.warnings)
     } else {
         Err(StorageError::Invalid(problems))
+    }
+}
+
+/// What the store has that the file does not name, as it will be.
+fn others(resources: &Resources, held: &Held, prune: bool) -> Others {
+    let groups_named: HashSet<&str> = resources.groups.iter().map(|r| r.name.as_str()).collect();
+    let accounts_named: HashSet<&str> =
+        resources.accounts.iter().map(|r| r.name.as_str()).collect();
+    let group_names: HashMap<i64, &String> = held
+        .groups
+        .iter()
+        .map(|(name, row)| (row.id, name))
+        .collect();
+    let subscription = subscription_name(SubscriptionType::Subscription);
+    let groups = held.groups.values();
+    let groups = groups.filter(|row| !groups_named.contains(row.name.as_str()));
+    let accounts = held.accounts.values();
+    let accounts =
+        accounts.filter(|row| row.enabled && !accounts_named.contains(row.name.as_str()));
+    Others {
+        groups: groups
+            .map(|row| {
+                let facts = GroupFacts {
+                    enabled: row.enabled && !prune,
+                    platform: row.platform.clone(),
+                    by_subscription: row.subscription_type == subscription,
+                    // Written by this program. A row that it could not read would not be served either.
+                    options: serde_json::from_str(&row.options).unwrap_or_default(),
+                };
+                (row.name.clone(), facts)
+            })
+            .collect(),
+        accounts: accounts
+            .map(|row| {
+                let ids = held.account_groups.get(&row.id).into_iter().flatten();
+                let names = ids.filter_map(|id| group_names.get(id).map(|name| (*name).clone()));
+                (row.name.clone(), names.collect())
+            })
+            .collect(),
     }
 }
 

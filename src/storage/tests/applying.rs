@@ -217,11 +217,68 @@ async fn every_mistake_is_told_at_once_and_nothing_is_applied() {
             "api_keys/alice-laptop: group: there is no group named \"g4\"",
             "api_keys/bob-laptop: user: there is no user named \"u1\"",
             "accounts/one: its platform is openai but groups/spare is of gemini",
+            "groups/main: fallback_group: groups/spare is of platform gemini, this group of openai; it must be of the same",
             "users/bob: balance: at most 1000000000",
             "api_keys/bob-laptop: key: is the same as that of api_keys/alice-laptop",
         ]
     );
     assert!(store.is_empty().await.unwrap());
+}
+
+#[tokio::test]
+async fn rules_of_groups_are_checked_against_what_the_store_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir).await;
+    let group = |name: &str, fallback: Option<&str>| {
+        let mut group = resources().groups.remove(0);
+        group.name = name.to_owned();
+        group.platform = Platform::Anthropic;
+        let options = match fallback {
+            Some(fallback) => {
+                serde_json::json!({"claude_code_only": true, "fallback_group": fallback})
+            }
+            None => serde_json::json!({}),
+        };
+        group.options = options.as_object().unwrap().clone();
+        group
+    };
+    let of = |groups: Vec<_>| Resources {
+        groups,
+        ..Resources::default()
+    };
+    let stored = of(vec![group("a", Some("b")), group("b", None)]);
+    assert_eq!(apply(&store, &stored).await.warnings, Vec::<String>::new());
+
+    // The file names one of the two; that it closes a circle shows with the other.
+    let circle = store
+        .apply(&of(vec![group("b", Some("a"))]), ApplyOptions::default())
+        .await;
+    let Err(StorageError::Invalid(problems)) = circle else {
+        panic!("{circle:?}")
+    };
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("groups/b: fallback_group: b → a → b goes round"));
+    // Nor may the group at the end of a chain become another platform's.
+    let mut turned = group("b", None);
+    turned.platform = Platform::OpenAi;
+    let turned = of(vec![turned]);
+    let turned = store.apply(&turned, ApplyOptions::default()).await;
+    assert!(matches!(turned, Err(StorageError::Invalid(_))));
+    // It may be disabled, in whichever way; that is said.
+    let mut off = group("b", None);
+    off.enabled = false;
+    let off = apply(&store, &of(vec![group("a", Some("b")), off])).await;
+    let warning = "groups/a: fallback_group: groups/b is not enabled, so it takes no requests";
+    assert_eq!(off.warnings, [warning]);
+    apply(&store, &of(vec![group("b", None)])).await;
+    let prune = ApplyOptions {
+        prune: true,
+        ..ApplyOptions::default()
+    };
+    let pruned = store.apply(&of(vec![group("a", Some("b"))]), prune).await;
+    assert_eq!(pruned.unwrap().warnings, [warning]);
+    let shown = store.list_groups(Some("a")).await.unwrap().remove(0);
+    assert_eq!(shown.options["fallback_group"], "b");
 }
 
 #[tokio::test]
