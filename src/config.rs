@@ -1,6 +1,7 @@
 //! Configuration as checked: what the rooms are given. `raw` reads it as written, `check` turns
 //! one into the other and names every mistake at once.
 
+mod beta;
 mod check;
 mod env;
 mod field;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tollgate_filters::beta::BetaPolicy;
 use tollgate_filters::verdict::Cooldowns;
 
 pub use check::{default_with, load};
@@ -129,6 +131,8 @@ pub struct GatewayConfig {
     pub cooldowns: Cooldowns,
     /// How messages of users follow each other at one account.
     pub message_queue: MessageQueueConfig,
+    /// Which beta features of Anthropic's clients may ask for.
+    pub beta_policy: BetaPolicy,
 }
 
 /// `gateway.user_message_queue:`

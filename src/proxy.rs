@@ -57,7 +57,6 @@ use crate::providers::resolve::Resolver;
 use crate::scheduler::Scheduler;
 use crate::state::LiveState;
 use crate::storage::KeyHasher;
-use attempt::NotSent;
 use contain::{Panicked, contain};
 use context::{Context, RequestIds};
 use egress::Egress;
@@ -198,17 +197,10 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         let prepared = attempt::prepare(upstream_request, ctx)?;
-        match prepared {
-            Ok(()) => Ok(()),
-            Err(NotSent::Journal(error)) => {
-                log::error!("the journal cannot be written, the request is not sent: {error}");
-                Err(peer::unserved(ctx, errors::records_unwritable()))
-            }
-            // No other account is asked: what the operator does not allow is a mistake of the client's.
-            Err(NotSent::Beta(blocked)) => {
-                Err(peer::unserved(ctx, errors::invalid(blocked.message)))
-            }
-        }
+        prepared.map_err(|error| {
+            log::error!("the journal cannot be written, the request is not sent: {error}");
+            peer::unserved(ctx, errors::records_unwritable())
+        })
     }
 
     /// The upstream's header: what it says about the account, how its answer is treated, and what of it the

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tollgate_filters::verdict::Cooldowns;
 
+use super::beta::beta_policy;
 use super::field::{Field, Table};
 use super::{
     ConcurrencyConfig, GatewayConfig, MessageQueueConfig, OnClientDisconnect, SchedulingConfig,
@@ -111,6 +112,9 @@ pub(super) fn gateway(table: &Table<'_>) -> GatewayConfig {
             "gateway.user_message_queue",
         )
         .map_or(DEFAULT_MESSAGE_QUEUE, |queue| message_queue(&queue)),
+        beta_policy: table
+            .or_null("beta_policy", beta_policy)
+            .unwrap_or_default(),
     }
 }
 

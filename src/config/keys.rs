@@ -29,6 +29,7 @@ pub(super) const KEYS: &[&str] = &[
     "gateway.user_message_queue.min_delay_ms",
     "gateway.user_message_queue.max_delay_ms",
     "gateway.user_message_queue.wait_ms",
+    "gateway.beta_policy",
     "concurrency.ping_interval_ms",
     "concurrency.user_wait_ms",
     "concurrency.account_wait_ms",
@@ -56,7 +57,11 @@ pub(super) const KEYS: &[&str] = &[
 ];
 
 /// Keys whose value is a list; an environment variable writes it as JSON.
-pub(super) const LIST_KEYS: &[&str] = &["server.listen", "server.trusted_proxies"];
+pub(super) const LIST_KEYS: &[&str] = &[
+    "server.listen",
+    "server.trusted_proxies",
+    "gateway.beta_policy",
+];
 
 /// Whether `path` is a section: a map with keys of its own. The top (`""`) is one.
 pub(super) fn is_section(path: &str) -> bool {

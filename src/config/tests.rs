@@ -193,6 +193,117 @@ fn a_file_is_read_over_the_defaults_and_the_environment_over_the_file() {
 }
 
 #[test]
+fn the_beta_policy_is_read() {
+    use tollgate_filters::beta::{BetaAction, BetaPolicy, BetaRule, BetaScope};
+    let read = |text: &str, pairs: &[(&str, &str)]| {
+        let folder = Folder::new(&[("t.yaml", text)]);
+        folder.load(pairs).unwrap().gateway.beta_policy
+    };
+    // Nothing said: the rules that conf/tollgate.yaml shows.
+    assert_eq!(read("gateway: {}", &[]), BetaPolicy::default());
+    assert_eq!(
+        read("gateway: {beta_policy: null}", &[]),
+        BetaPolicy::default()
+    );
+    assert_eq!(read("gateway: {beta_policy: []}", &[]).rules, []);
+    let policy = read(
+        "gateway:\n  beta_policy:\n\
+        \x20   - {beta_token: a, action: block, error_message: no a here}\n\
+        \x20   - {beta_token: b, action: pass, scope: oauth, models: [claude-opus-*], fallback_action: filter}\n\
+        \x20   - {beta_token: b, action: filter, scope: apikey}\n",
+        &[],
+    );
+    let rule = |token: &str, action, scope| BetaRule {
+        token: token.to_owned(),
+        action,
+        scope,
+        ..BetaRule::default()
+    };
+    let wanted = [
+        BetaRule {
+            message: Some("no a here".to_owned()),
+            ..rule("a", BetaAction::Block, BetaScope::All)
+        },
+        BetaRule {
+            models: vec!["claude-opus-*".to_owned()],
+            fallback: BetaAction::Filter,
+            ..rule("b", BetaAction::Pass, BetaScope::OAuth)
+        },
+        rule("b", BetaAction::Filter, BetaScope::ApiKey),
+    ];
+    assert_eq!(policy.rules, wanted);
+    let variable = "TOLLGATE_GATEWAY__BETA_POLICY";
+    let from_env = read(
+        "",
+        &[(
+            variable,
+            r#"[{"beta_token": "b", "action": "filter", "scope": "apikey"}]"#,
+        )],
+    );
+    assert_eq!(from_env.rules, wanted[2..]);
+    assert_eq!(read("", &[(variable, "[]")]).rules, []);
+}
+
+#[test]
+fn mistakes_in_the_beta_policy_are_named() {
+    for (rule, want) in [
+        (
+            "{action: pass}",
+            "gateway.beta_policy[0]: `beta_token` is missing",
+        ),
+        (
+            "{beta_token: a}",
+            "gateway.beta_policy[0]: `action` is missing; expected pass, filter or block",
+        ),
+        (
+            "{beta_token: 'a,b', action: pass}",
+            "gateway.beta_policy[0].beta_token: not a token",
+        ),
+        (
+            "{beta_token: '', action: pass}",
+            "gateway.beta_policy[0].beta_token: not a token",
+        ),
+        (
+            "{beta_token: 'a b', action: pass}",
+            "gateway.beta_policy[0].beta_token: not a token",
+        ),
+        (
+            "{beta_token: a, action: drop}",
+            "gateway.beta_policy[0].action: no such choice",
+        ),
+        (
+            "{beta_token: a, action: pass, scope: bedrock}",
+            "gateway.beta_policy[0].scope: no such choice",
+        ),
+        (
+            "{beta_token: a, action: pass, models: ['a*b']}",
+            "gateway.beta_policy[0].models[0]: not a pattern",
+        ),
+        (
+            "{beta_token: a, action: pass, fallback_action: block}",
+            "gateway.beta_policy[0].fallback_action: without `models`",
+        ),
+        (
+            "{beta_token: a, action: block, error_message: ' '}",
+            "gateway.beta_policy[0].error_message: empty",
+        ),
+        (
+            "{beta_token: a, action: pass, model: [x]}",
+            "gateway.beta_policy[0].model: unknown key; expected `models`",
+        ),
+        ("a", "gateway.beta_policy[0]: not a map"),
+    ] {
+        let found = mistakes(&format!("gateway: {{beta_policy: [{rule}]}}"));
+        assert!(found.iter().any(|m| m.contains(want)), "{rule}: {found:?}");
+    }
+    let found = mistakes("gateway: {beta_policy: filter}");
+    assert!(
+        found[0].contains("gateway.beta_policy: not a list"),
+        "{found:?}"
+    );
+}
+
+#[test]
 fn seven_mistakes_are_seven_lines() {
     let text = "\
 server:

@@ -1,9 +1,6 @@
 //! Anthropic and servers that speak its Messages API, through an API key or a token (SPEC 9.7).
 
-use std::sync::LazyLock;
-
 use http::{HeaderName, header};
-use tollgate_filters::beta::BetaPolicy;
 
 use super::target::Target;
 use crate::domain::account::options::ANTHROPIC_PASSTHROUGH;
@@ -17,9 +14,6 @@ pub const QUERY: &str = "beta=true";
 
 /// Where an API key stands.
 pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
-/// Which beta features clients may ask for.
-pub static BETA_POLICY: LazyLock<BetaPolicy> = LazyLock::new(BetaPolicy::default);
 
 /// Path of the Messages endpoint at `target`: a base URL that already ends in `/messages` or `/v1` is taken at
 /// its word. `subpath` is empty or [`COUNT_TOKENS`].

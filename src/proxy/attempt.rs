@@ -49,6 +49,8 @@ pub struct Attempt {
     pub upstream_model: String,
     /// Path at the upstream.
     pub path: String,
+    /// The beta features it may ask for there, as their header's value.
+    pub betas: Option<HeaderValue>,
     /// Among which accounts it was chosen.
     pub pool: Pool,
     /// What its answer is judged by.
@@ -74,16 +76,9 @@ impl Attempt {
     }
 
     /// The request header for this account: the client's allowed headers, the account's credential.
-    pub fn header(
-        &self,
-        client: &RequestHeader,
-        body_len: usize,
-    ) -> Result<std::result::Result<RequestHeader, BetaBlocked>> {
+    pub fn header(&self, client: &RequestHeader, body_len: usize) -> Result<RequestHeader> {
         let mut to = match self.account.platform {
-            Platform::Anthropic | Platform::Antigravity => match self.anthropic_header(client)? {
-                Ok(to) => to,
-                Err(blocked) => return Ok(Err(blocked)),
-            },
+            Platform::Anthropic | Platform::Antigravity => self.anthropic_header(client)?,
             Platform::OpenAi | Platform::Gemini => self.openai_header(client)?,
         };
         if !to.headers.contains_key(header::CONTENT_TYPE) {
@@ -91,7 +86,7 @@ impl Attempt {
         }
         to.insert_header(header::HOST, self.target.authority.as_str())?;
         to.insert_header(header::CONTENT_LENGTH, body_len)?;
-        Ok(Ok(to))
+        Ok(to)
     }
 
     fn openai_header(&self, client: &RequestHeader) -> Result<RequestHeader> {
@@ -104,10 +99,7 @@ impl Attempt {
         Ok(to)
     }
 
-    fn anthropic_header(
-        &self,
-        client: &RequestHeader,
-    ) -> Result<std::result::Result<RequestHeader, BetaBlocked>> {
+    fn anthropic_header(&self, client: &RequestHeader) -> Result<RequestHeader> {
         use tollgate_filters::headers::anthropic::{BETA, VERSION, relayed, request, version};
 
         let (path, proof) = match self.account.platform {
@@ -126,17 +118,11 @@ impl Attempt {
                 to.append_header(name, value)?;
             }
         } else {
-            let kind = credential_kind(&self.account);
-            let betas =
-                match anthropic::BETA_POLICY.apply(&client.headers, kind, &self.upstream_model) {
-                    Ok(betas) => betas,
-                    Err(blocked) => return Ok(Err(blocked)),
-                };
             for (name, value) in request(&client.headers) {
                 to.append_header(name, value)?;
             }
-            if let Some(betas) = betas {
-                to.insert_header(BETA, betas)?;
+            if let Some(betas) = &self.betas {
+                to.insert_header(BETA, betas.clone())?;
             }
         }
         if !to.headers.contains_key(VERSION) {
@@ -149,7 +135,7 @@ impl Attempt {
             ));
         };
         to.insert_header(name, credential(value)?)?;
-        Ok(Ok(to))
+        Ok(to)
     }
 
     /// The body as this account gets it: the client's bytes, but for what `asked` has to be called there, an output
@@ -188,6 +174,31 @@ impl Attempt {
     }
 }
 
+/// The beta features that a request may ask for at `account`, by the operator's rules: the value of their header,
+/// `None` without any. Clients of an account that passes everything through say for themselves.
+///
+/// # Errors
+/// The one for which the whole request is refused.
+pub fn betas(
+    client: &RequestHeader,
+    ctx: &Context,
+    account: &Account,
+) -> std::result::Result<Option<HeaderValue>, BetaBlocked> {
+    let Some(asked) = &ctx.asked else {
+        return Ok(None);
+    };
+    let has_betas = matches!(
+        account.platform,
+        Platform::Anthropic | Platform::Antigravity
+    );
+    if !has_betas || anthropic::passes_through(account) {
+        return Ok(None);
+    }
+    let model = account.upstream_model(&asked.model);
+    let policy = &ctx.config.gateway.beta_policy;
+    policy.apply(&client.headers, credential_kind(account), model)
+}
+
 /// A header with nothing in it yet.
 fn bare_header(client: &RequestHeader, path: &str) -> Result<RequestHeader> {
     let mut to = RequestHeader::build_no_case(client.method.clone(), path.as_bytes(), Some(12))?;
@@ -207,21 +218,12 @@ fn credential(text: String) -> Result<HeaderValue> {
     Ok(credential)
 }
 
-/// Why a request was not sent.
-#[derive(Debug)]
-pub enum NotSent {
-    /// No note could be made of it.
-    Journal(JournalError),
-    /// It asks for a beta feature that it may not have.
-    Beta(BetaBlocked),
-}
-
 /// Makes the request of the context's attempt ready to be sent: its header, its body laid out for the pump,
 /// and a note of it in the journal, without which nothing is sent (the inner error).
 pub fn prepare(
     request: &mut RequestHeader,
     ctx: &mut Context,
-) -> Result<std::result::Result<(), NotSent>> {
+) -> Result<std::result::Result<(), JournalError>> {
     let missing = || Error::new_in(ErrorType::InternalError);
     let (Some(attempt), Some(exchange), Some(asked)) =
         (&mut ctx.attempt, &ctx.exchange, &ctx.asked)
@@ -232,14 +234,11 @@ pub fn prepare(
     let body = exchange.body.as_ref().ok_or_else(missing)?;
     let pieces = pieces(attempt.body(&body.bytes, asked, exchange.output_limit));
     let len = pieces.iter().map(Bytes::len).sum();
-    *request = match attempt.header(request, len)? {
-        Ok(header) => header,
-        Err(blocked) => return Ok(Err(NotSent::Beta(blocked))),
-    };
+    *request = attempt.header(request, len)?;
     if let Some(settlement) = &mut exchange.settlement
         && let Err(error) = settlement.sent(attempt.as_sent(), &ctx.tries)
     {
-        return Ok(Err(NotSent::Journal(error)));
+        return Ok(Err(error));
     }
     exchange.begin_attempt(pieces, attempt.judged.clone(), Instant::now());
     attempt.sent = true;

@@ -132,7 +132,7 @@ fn on_its_platform(endpoint: Endpoint, platform: Platform) -> std::result::Resul
 /// Limits of this connection; must be set before the session is wrapped.
 fn settle_connection(session: &mut Session, ctx: &mut Context) -> std::result::Result<(), No> {
     let rooms = ctx.rooms.clone();
-    let gateway = ctx.config.gateway.clone();
+    let stall_timeout = ctx.config.gateway.stall_timeout;
     let peer = failover::client_ip(session.client_addr());
     let head = session.req_header();
     ctx.client_request_id = bounded_text(head.headers.get("x-request-id"));
@@ -149,7 +149,7 @@ fn settle_connection(session: &mut Session, ctx: &mut Context) -> std::result::R
         .map(|h1| headers::framing(&h1.get_headers_raw_bytes()));
     let downstream = session.as_downstream_mut();
     // A reader that stops would hold its slots for ever.
-    downstream.set_write_timeout(Some(gateway.stall_timeout));
+    downstream.set_write_timeout(Some(stall_timeout));
     if downstream.get_keepalive().is_some() {
         downstream.set_keepalive(Some(IDLE_CONNECTION_S));
     }

@@ -11,7 +11,7 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorType, Result};
 use tollgate_filters::reply::{ErrorReply, errors};
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, betas};
 use super::choice::choose_account;
 use super::conditions::set;
 use super::context::{Asked, Context};
@@ -52,6 +52,14 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
     pause(session, ctx).await?;
     loop {
         let mut choice = choose_account(session, ctx).await?;
+        let betas = match betas(session.req_header(), ctx, &choice.account) {
+            Ok(betas) => betas,
+            // No other account is asked: what the operator does not allow is a mistake of the client's.
+            Err(blocked) => {
+                ctx.rooms.scheduler.health().said_nothing(choice.account.id);
+                return Err(unserved(ctx, errors::invalid(blocked.message)));
+            }
+        };
         let turn = match queue(session, ctx, &mut choice).await? {
             Queued::Go(turn) => turn,
             Queued::Elsewhere => continue,
@@ -103,6 +111,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             upstream_model: account.upstream_model(&asked.model).to_owned(),
             path: path(&account, target, asked),
             target: target.clone(),
+            betas,
             address,
             lease: choice.lease,
             turn,

@@ -6,11 +6,13 @@
 )]
 
 mod auth;
+mod beta;
 mod billing;
 mod bodies;
 mod call;
 mod cells;
 mod chance;
+mod claude;
 mod conditions;
 mod disconnects;
 mod egress;

@@ -311,6 +311,12 @@ pub fn count_failed(status: Option<u16>) -> ErrorReply {
     match status {
         Some(429) => ErrorReply::new(429, RATE_LIMIT, "Rate limit exceeded"),
         Some(529) => upstream(529, "Service overloaded"),
+        // Many a relay lacks the endpoint.
+        Some(404) => ErrorReply::new(
+            404,
+            "not_found_error",
+            "Token counting is not supported by the upstream",
+        ),
         Some(status) if status >= 400 => upstream(status, UPSTREAM_FAILED),
         Some(_) | None => upstream(502, "Request failed"),
     }
