@@ -3,6 +3,8 @@
 //! The first filter of every request. Even a "no" carries a [`Dialect`], so that a client's library
 //! can read the error of a path that does not exist.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, Method};
 
 use crate::headers::anthropic;
@@ -40,7 +42,7 @@ pub enum Endpoint {
     Messages,
     /// `POST /v1/messages/count_tokens`.
     CountTokens,
-    /// `GET /v1/models`.
+    /// `GET /v1/models`, and `GET /v1/models/{id}`, whose id is the sub-path.
     Models,
     /// `GET /v1/usage`: what a key has used and has left.
     Usage,
@@ -68,7 +70,8 @@ pub struct Route<'p> {
     /// The dialect of the answer.
     pub dialect: Dialect,
     /// What follows `/responses` and is appended to the upstream's path as it is: empty, or
-    /// `/compact` and the like, without a trailing slash.
+    /// `/compact` and the like, without a trailing slash. Of one model its id, as it stands in the path
+    /// ([`model_id`]); empty for the list.
     pub subpath: &'p str,
     /// The endpoint as usage records name it; aliases and sub-paths are folded into it.
     pub path: &'static str,
@@ -107,9 +110,9 @@ const USAGE: &str = "/v1/usage";
 pub fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, RouteError> {
     let dialect = dialect(path);
     let trimmed = path.trim_end_matches('/');
-    if trimmed == MODELS {
+    if let Some(id) = below_models(trimmed) {
         return match *method {
-            Method::GET => Ok(found(Endpoint::Models, "", MODELS)),
+            Method::GET => Ok(found(Endpoint::Models, id, MODELS)),
             _ => Err(not_allowed(dialect, "GET")),
         };
     }
@@ -157,15 +160,56 @@ fn not_allowed(dialect: Dialect, allow: &'static str) -> RouteError {
     RouteError::MethodNotAllowed { dialect, allow }
 }
 
-impl Endpoint {
-    /// The dialect of the answer to a request with these headers, where `dialect` is that of its path: one
-    /// path is shared by the libraries of several providers, and their headers tell them apart.
-    pub fn dialect(self, dialect: Dialect, headers: &HeaderMap) -> Dialect {
-        match self {
-            Endpoint::Models if headers.contains_key(anthropic::VERSION) => Dialect::Anthropic,
-            _ => dialect,
-        }
+/// The dialect of the answer to a request for `path` with these headers, where `dialect` is what the path alone
+/// says: the path of the models is shared by the libraries of several providers, and their headers tell them apart.
+pub fn shared_dialect(path: &str, dialect: Dialect, headers: &HeaderMap) -> Dialect {
+    if below_models(path).is_none() {
+        return dialect;
     }
+    if headers.contains_key(anthropic::VERSION) {
+        Dialect::Anthropic
+    } else if headers.contains_key(GOOGLE_KEY) {
+        Dialect::Google
+    } else {
+        dialect
+    }
+}
+
+/// Where Google's libraries put their key.
+const GOOGLE_KEY: &str = "x-goog-api-key";
+
+/// What stands behind `/v1/models`: nothing, or the id of a model, which may have slashes in it.
+fn below_models(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix(MODELS)?;
+    if rest.is_empty() {
+        return Some(rest);
+    }
+    rest.strip_prefix('/')
+}
+
+/// The id of a model that stands in a path, its percent escapes undone: libraries escape what ids may have in them,
+/// such as `/` and `:`. `None` when that makes no text.
+pub fn model_id(escaped: &str) -> Option<Cow<'_, str>> {
+    if !escaped.contains('%') {
+        return Some(escaped.into());
+    }
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.as_bytes();
+    while let [first, more @ ..] = rest {
+        let (byte, after) = match (first, more) {
+            (b'%', [high, low, after @ ..]) => (hex(*high)? * 16 + hex(*low)?, after),
+            (b'%', _) => return None,
+            (byte, after) => (*byte, after),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok().map(Cow::from)
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    let value = char::from(digit).to_digit(16)?;
+    u8::try_from(value).ok()
 }
 
 /// Bytes of the longest sub-path: an id of a response, twice as long as they are, and a word or two.
@@ -207,6 +251,8 @@ fn dialect(path: &str) -> Dialect {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
 
     #[test]
@@ -245,6 +291,9 @@ mod tests {
             ("POST", "/v1/messages/", Messages, "", MESSAGES),
             ("POST", "/v1/messages/count_tokens", CountTokens, "", COUNT_TOKENS),
             ("GET", "/v1/models", Models, "", MODELS),
+            ("GET", "/v1/models/", Models, "", MODELS),
+            ("GET", "/v1/models/gpt-5", Models, "gpt-5", MODELS),
+            ("GET", "/v1/models/meta/llama:4%2Fx/", Models, "meta/llama:4%2Fx", MODELS),
             ("GET", "/v1/usage", Usage, "", USAGE),
             ("GET", "/v1/usage/", Usage, "", USAGE),
             ("GET", "/usage", Usage, "", USAGE),
@@ -288,7 +337,7 @@ mod tests {
             ("GET", "/models", OpenAi),
             ("GET", "/v1/usage/today", OpenAi),
             ("GET", "/v1/usages", OpenAi),
-            ("GET", "/v1/models/gpt-5", OpenAi),
+            ("GET", "/v1/modelsx", OpenAi),
             ("POST", "/v1/messages/batches", Anthropic),
             ("POST", "/v1/messages/count_tokens/x", Anthropic),
             ("POST", "/messages", OpenAi),
@@ -317,6 +366,7 @@ mod tests {
             ("GET", "/v1/responses/resp_1", "POST"),
             ("HEAD", "/v1/models", "GET"),
             ("POST", "/v1/models", "GET"),
+            ("DELETE", "/v1/models/gpt-5", "GET"),
             ("POST", "/v1/usage", "GET"),
             ("HEAD", "/usage", "GET"),
             ("BREW", "/v1/models", "GET"),
@@ -336,13 +386,46 @@ mod tests {
 
     #[test]
     fn headers_tell_the_dialects_of_one_path_apart() {
-        let mut headers = HeaderMap::new();
-        let asked = |headers: &HeaderMap| Endpoint::Models.dialect(Dialect::OpenAi, headers);
-        assert_eq!(asked(&headers), Dialect::OpenAi);
-        headers.insert(anthropic::VERSION, anthropic::DEFAULT_VERSION);
-        assert_eq!(asked(&headers), Dialect::Anthropic);
-        let other = Endpoint::Responses.dialect(Dialect::OpenAi, &headers);
-        assert_eq!(other, Dialect::OpenAi);
+        let (version, key) = ("anthropic-version", "x-goog-api-key");
+        let (open_ai, anthropic) = (Dialect::OpenAi, Dialect::Anthropic);
+        #[rustfmt::skip]
+        let rows = [
+            ("/v1/models", &[][..], open_ai),
+            ("/v1/models", &["authorization"], open_ai),
+            ("/v1/models", &[version], anthropic),
+            ("/v1/models", &[version, key], anthropic),
+            ("/v1/models", &[key], Dialect::Google),
+            ("/v1/models/a/b", &[key], Dialect::Google),
+            ("/v1/models/", &[version], anthropic),
+            ("/v1/modelsx", &[version], open_ai),
+            ("/v1/responses", &[version, key], open_ai),
+        ];
+        for (path, names, expected) in rows {
+            let headers: HeaderMap = names
+                .iter()
+                .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("x")))
+                .collect();
+            let found = shared_dialect(path, Dialect::OpenAi, &headers);
+            assert_eq!(found, expected, "{path} {names:?}");
+        }
+    }
+
+    #[test]
+    fn ids_of_models_are_unescaped() {
+        for (escaped, id) in [
+            ("gpt-5", Some("gpt-5")),
+            ("meta/llama:4", Some("meta/llama:4")),
+            ("meta%2Fllama%3a4", Some("meta/llama:4")),
+            ("%C3%A9", Some("é")),
+            ("%25", Some("%")),
+            ("a%", None),
+            ("a%2", None),
+            ("a%2x", None),
+            ("%+1", None),
+            ("%ff", None),
+        ] {
+            assert_eq!(model_id(escaped).as_deref(), id, "{escaped}");
+        }
     }
 
     #[test]

@@ -59,6 +59,19 @@ pub fn error_head(reply: &ErrorReply, body_len: usize, to: &Addressee) -> Result
     Ok(head)
 }
 
+/// The header of a whole answer of ours.
+pub fn whole_head(
+    content_type: &'static str,
+    body_len: usize,
+    to: &Addressee,
+) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(200, Some(6))?;
+    head.insert_header(header::CONTENT_TYPE, content_type)?;
+    head.insert_header(header::CONTENT_LENGTH, body_len)?;
+    to.mark(&mut head)?;
+    Ok(head)
+}
+
 /// The header of an event stream that begins while the request still waits (SPEC 3.6).
 pub fn stream_head(to: &Addressee) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(6))?;

@@ -10,7 +10,6 @@ use chrono::{SecondsFormat, Utc};
 use http::header;
 use parking_lot::Mutex;
 use pingora::Result;
-use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::route::{Endpoint, RouteError};
@@ -92,7 +91,7 @@ async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result
     let principal = authenticate(session, ctx, purpose)?;
     ctx.principal = Some(principal.clone());
     if endpoint == Endpoint::Models {
-        let body = models::list(&ctx.snapshot, &principal, ctx.dialect);
+        let body = models::answer(&ctx.snapshot, &principal, ctx.dialect, &operation.subpath)?;
         return write_json(session, ctx, body).await;
     }
     if endpoint == Endpoint::Usage {
@@ -177,17 +176,19 @@ fn find_route<'s>(
     ctx: &mut Context,
 ) -> std::result::Result<route::Route<'s>, No> {
     let head = session.req_header();
-    match route::route(&head.method, head.uri.path()) {
+    let path = head.uri.path();
+    let spoken = |dialect| route::shared_dialect(path, dialect, &head.headers);
+    match route::route(&head.method, path) {
         Ok(route) => {
-            ctx.dialect = route.endpoint.dialect(route.dialect, &head.headers);
+            ctx.dialect = spoken(route.dialect);
             ctx.endpoint = route.endpoint.as_str();
             Ok(route)
         }
         Err(error) => {
             match &error {
-                RouteError::NotFound { dialect } => ctx.dialect = *dialect,
+                RouteError::NotFound { dialect } => ctx.dialect = spoken(*dialect),
                 RouteError::MethodNotAllowed { dialect, allow } => {
-                    ctx.dialect = *dialect;
+                    ctx.dialect = spoken(*dialect);
                     ctx.allow = Some(allow);
                 }
             }
@@ -271,14 +272,8 @@ async fn write_json(
     ctx: &mut Context,
     body: Vec<u8>,
 ) -> std::result::Result<Intake, No> {
-    let head = (|| {
-        let mut head = ResponseHeader::build(200, Some(4))?;
-        head.insert_header(header::CONTENT_TYPE, "application/json")?;
-        head.insert_header(header::CONTENT_LENGTH, body.len())?;
-        ctx.addressee().mark(&mut head)?;
-        Ok(head)
-    })()
-    .map_err(No::Gone)?;
+    let head = answer::whole_head("application/json", body.len(), &ctx.addressee());
+    let head = head.map_err(No::Gone)?;
     ctx.early_status = 200;
     answer::write_early(session, head, body.into())
         .await

@@ -26,6 +26,7 @@ mod message_queue;
 mod messages;
 mod metrics;
 mod mixed;
+mod models;
 mod money;
 mod operate;
 mod prices;

@@ -279,6 +279,12 @@ pub fn service_unavailable() -> ErrorReply {
     ErrorReply::new(503, API, "Service temporarily unavailable")
 }
 
+/// 404: none of the models of the key's group has this id.
+pub fn model_not_found() -> ErrorReply {
+    let message = "No such model; GET /v1/models lists those that there are";
+    ErrorReply::new(404, INVALID_REQUEST, message).with_code("model_not_found")
+}
+
 // The upstream.
 
 /// So many usage records wait to be written that none may be added: 503.
@@ -477,6 +483,8 @@ mod tests {
             (money_held(), 429, RATE_LIMIT, Some("FUNDS_HELD")),
             // 1.4
             (no_group(), 403, PERMISSION, None),
+            // 12.1
+            (model_not_found(), 404, INVALID_REQUEST, Some("model_not_found")),
             // Routes, framing, bodies.
             (not_found(), 404, INVALID_REQUEST, None),
             (route(&RouteError::NotFound { dialect: Dialect::OpenAi }), 404, INVALID_REQUEST, None),

@@ -176,6 +176,9 @@ def test_models():
     models = client().models.list()
     assert len(models.data) > 0 and models.has_more is False, models
     assert all(model.type == "model" for model in models), models
+    model = client().models.retrieve(models.data[0].id)
+    assert model == models.data[0], model
+    raises(anthropic.NotFoundError, 404, "not_found_error", lambda: client().models.retrieve("no/such:model"))
 
 
 def raises(kind, status, what, call):

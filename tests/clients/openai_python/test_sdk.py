@@ -150,6 +150,9 @@ def test_compact():
 def test_models():
     models = client().models.list()
     assert models.object == "list", models
+    model = client().models.retrieve(models.data[0].id)
+    assert model == models.data[0], model
+    raises(openai.NotFoundError, 404, lambda: client().models.retrieve("no/such:model"))
 
 
 def raises(kind, status, call):
