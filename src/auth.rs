@@ -4,6 +4,7 @@
 //! request never asks the database.
 
 pub mod ip;
+pub mod serving;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -111,6 +112,9 @@ pub enum AuthError {
     /// Nothing left to spend.
     #[error("the balance is used up")]
     BalanceExhausted,
+    /// The group is for another client, and names no group that this one may use.
+    #[error("the group only allows Claude Code clients")]
+    OnlyClaudeCode,
 }
 
 /// What of money the checks look at.
@@ -173,14 +177,7 @@ pub fn authenticate(
             let funds = funds(key, user);
             if by_subscription {
                 within_quota(key, funds)?;
-                match subscription {
-                    Some(subscription) if subscription.is_valid(now) => {}
-                    Some(subscription) if subscription.is_for_later(now) => {
-                        let begins = subscription.starts_at;
-                        return Err(AuthError::SubscriptionNotBegun { begins });
-                    }
-                    _ => return Err(AuthError::SubscriptionInvalid),
-                }
+                is_subscribed(subscription.map(Arc::as_ref), now)?;
             } else {
                 may_spend(key, funds)?;
             }
@@ -189,6 +186,19 @@ pub fn authenticate(
     // Last, as "group required" stands behind authentication (SPEC 1.1, 1.4).
     let group = group.ok_or(AuthError::GroupMissing)?;
     Ok(Principal::new(directory, key, user, group))
+}
+
+/// Whether a user's subscription to a group that wants one may be used at `now`.
+fn is_subscribed(subscription: Option<&Subscription>, now: DateTime<Utc>) -> Result<(), AuthError> {
+    match subscription {
+        None => Err(AuthError::SubscriptionMissing),
+        Some(subscription) if subscription.is_valid(now) => Ok(()),
+        Some(subscription) if subscription.is_for_later(now) => {
+            let begins = subscription.starts_at;
+            Err(AuthError::SubscriptionNotBegun { begins })
+        }
+        Some(_) => Err(AuthError::SubscriptionInvalid),
+    }
 }
 
 /// Whether there is anything left to spend: the last checks, made again after a wait.

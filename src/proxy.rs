@@ -17,6 +17,7 @@ pub mod finish;
 pub mod fold;
 pub mod gates;
 pub mod intake;
+pub mod intercepts;
 pub mod message_queue;
 pub mod metrics;
 pub mod models;
@@ -25,6 +26,7 @@ pub mod observe;
 pub mod peer;
 pub mod read;
 pub mod relay;
+pub mod serving;
 pub mod settlement;
 pub mod snapshot;
 pub mod unpriced;
@@ -282,11 +284,16 @@ impl ProxyHttp for Gateway {
         if let Some(way_back) = ctx.way_back.take() {
             downstream::unwrap(session, way_back);
         }
-        let reply = failover::last_word(ctx, error);
-        let error_code = match ctx.exchange.clone() {
-            // `last_word` writes to the client: the lock is not held meanwhile.
-            Some(exchange) => answer::last_word(session, &exchange, &reply).await,
-            None => {
+        // Both of `last_word` write to the client: the lock is not held meanwhile.
+        let error_code = match (ctx.exchange.clone(), ctx.intercepted) {
+            (Some(exchange), Some(kind)) => {
+                intercepts::last_word(session, ctx, &exchange, kind).await
+            }
+            (Some(exchange), None) => {
+                let reply = failover::last_word(ctx, error);
+                answer::last_word(session, &exchange, &reply).await
+            }
+            (None, _) => {
                 ctx.client_left = true;
                 0
             }

@@ -23,6 +23,18 @@ pub struct TokenUsage {
     pub image_output: u64,
 }
 
+impl TokenUsage {
+    /// The same as if all of the input had been read from a cache.
+    #[must_use]
+    pub fn with_input_from_cache(self) -> TokenUsage {
+        TokenUsage {
+            input: 0,
+            cache_read: self.cache_read.saturating_add(self.input),
+            ..self
+        }
+    }
+}
+
 /// What a provider says went wrong inside an answer that began well. Texts are as it wrote them, cut to a bounded
 /// length.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

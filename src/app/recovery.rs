@@ -96,6 +96,10 @@ fn settle(
         record.priced = false;
         return record;
     };
+    // Whether its conversation was bound to the account it left is not in the journal: in doubt for the user.
+    if record.account_switches > 0 && directory.rules(record.group_id).forced_cache_billing {
+        record.tokens = record.tokens.with_input_from_cache();
+    }
     let quote = Quote::new(
         snapshot.prices.clone(),
         group.clone(),

@@ -1,7 +1,7 @@
 //! An immutable picture of everything the operator configured: groups, accounts, users, keys and
 //! price overrides. The store builds one; the request path reads it without locks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tollgate_filters::passthrough::Rule;
@@ -21,6 +21,7 @@ pub struct Directory {
     rules: HashMap<GroupId, Arc<GroupRules>>,
     accounts: HashMap<AccountId, Arc<Account>>,
     accounts_of_group: HashMap<GroupId, Vec<Arc<Account>>>,
+    intercepting: HashSet<GroupId>,
     users: HashMap<UserId, Arc<User>>,
     keys: HashMap<KeyHash, Arc<ApiKey>>,
     subscriptions: HashMap<(UserId, GroupId), Arc<Subscription>>,
@@ -97,12 +98,17 @@ impl Directory {
         for list in accounts_of_group.values_mut() {
             list.sort_by_key(|a| a.id);
         }
+        let intercepting = accounts.values().filter(|a| a.habits.intercepts);
+        let intercepting = intercepting
+            .flat_map(|a| a.groups.iter().copied())
+            .collect();
         Directory {
             version,
             rules,
             groups: groups.into_iter().map(|g| (g.id, Arc::new(g))).collect(),
             accounts,
             accounts_of_group,
+            intercepting,
             users: users.into_iter().map(|u| (u.id, Arc::new(u))).collect(),
             keys: keys.into_iter().map(|k| (k.hash, Arc::new(k))).collect(),
             subscriptions: subscriptions
@@ -160,6 +166,12 @@ impl Directory {
         self.accounts_of_group
             .get(&group)
             .map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether any account of a group has requests answered here that programs make for themselves
+    /// ([`Habits::intercepts`](super::Habits::intercepts)).
+    pub fn intercepts(&self, group: GroupId) -> bool {
+        self.intercepting.contains(&group)
     }
 
     /// All accounts, in no order.

@@ -26,6 +26,9 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
         line.text("user", principal.map_or("", |p| &p.user.name));
         line.text("key", key.map_or("", |k| &k.name));
         line.text("group", principal.map_or("", |p| &p.group.name));
+        if let Some(from) = &ctx.fallback_from {
+            line.text("group.fallback_from", &from.name);
+        }
         line.text("account", sent.map_or("", |s| &s.account.name));
         line.text("model", asked.map_or("", |a| &a.requested_model));
         line.text("upstream.model", sent.map_or("", |s| &s.upstream_model));

@@ -3,12 +3,15 @@
 
 use http::HeaderMap;
 use tollgate_filters::affinity::claude::{Sender, conversation};
+use tollgate_filters::client::claude_code;
+use tollgate_filters::intercept::intercept;
 use tollgate_filters::reply::{ErrorReply, errors};
 use tollgate_filters::validate::ResponsesRequest;
 use tollgate_filters::validate::messages::MessagesRequest;
 use tollgate_filters::{affinity, validate};
 
 use super::context::{Asked, Context};
+use super::serving::{check_version, serve};
 use crate::auth::Principal;
 use crate::billing::bound::{Demand, ImageDemand};
 use crate::billing::channel::Gate;
@@ -60,6 +63,7 @@ pub fn responses(
             .map(word)
             .or_else(|| effort_of(&request.model)),
         demand: demand(&request, body.len()),
+        intercept: None,
         model,
         requested_model: request.model.into_owned(),
         model_spans: request.model_spans,
@@ -69,15 +73,24 @@ pub fn responses(
     })
 }
 
-/// What a request of the Messages API asks for.
+/// What a request of the Messages API asks for, and of which group: what its client is stands in its body.
 pub fn messages(
     ctx: &mut Context,
     principal: &Principal,
     operation: Operation,
+    headers: &HeaderMap,
     body: &[u8],
-) -> Result<Asked, ErrorReply> {
+) -> Result<(Asked, Principal), ErrorReply> {
     let request = validate::messages::messages(body).map_err(|e| errors::invalid(e.to_string()))?;
-    let model = named(ctx, principal, &request.model)?;
+    let client = claude_code(headers, operation.endpoint, Some(&request));
+    let principal = serve(ctx, principal, client.as_ref())?;
+    if !operation.counts {
+        check_version(ctx, &principal, client.as_ref())?;
+    }
+    let model = named(ctx, &principal, &request.model)?;
+    // Where nobody would answer it here, it is not asked what it is.
+    let intercepts = !operation.counts && ctx.snapshot.directory.intercepts(principal.group.id);
+    let intercept = intercepts.then(|| intercept(&request, client.as_ref()));
     let sender = Sender {
         ip: ctx.ip,
         user_agent: ctx.user_agent.as_deref().unwrap_or_default(),
@@ -85,7 +98,7 @@ pub fn messages(
     };
     let conversation = conversation(&request, &sender);
     let sticky_key = conversation.key.map(|key| key.0);
-    Ok(Asked {
+    let asked = Asked {
         is_message: !operation.counts && request.last.is_real_user(),
         endpoint: operation.endpoint,
         subpath: operation.subpath,
@@ -98,12 +111,14 @@ pub fn messages(
         service_tier: request.service_tier.as_deref().map(word),
         reasoning_effort: request.effort.as_deref().map(word),
         demand: message_demand(&request, body.len()),
+        intercept: intercept.flatten(),
         model,
         requested_model: request.model.into_owned(),
         model_spans: request.model_spans,
         output_limit_spans: request.max_tokens_spans,
         body_len: body.len(),
-    })
+    };
+    Ok((asked, principal))
 }
 
 /// What bounds the price of a request of the Responses API.

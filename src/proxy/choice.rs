@@ -522,7 +522,9 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     // Sticky: the account that has this conversation in its prompt cache.
     let mut binds = true;
     let mut session_hit = false;
-    if let Some(id) = view.bound_among(ctx, &asked, &among).await {
+    let bound = view.bound_among(ctx, &asked, &among).await;
+    ctx.tries.was_bound.get_or_insert(bound.is_some());
+    if let Some(id) = bound {
         session_hit = true;
         let sticky_metric = ctx.rooms.metrics.sticky.clone();
         let count = move |what| sticky_metric.with_label_values(&[what]).inc();
@@ -600,6 +602,61 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     }))
 }
 
+/// The account that a request would go to now, if there is one: the conversation's, else the best that has room, else
+/// the best. Nothing is taken and nothing bound.
+pub async fn prospect(ctx: &Context) -> Option<Arc<Account>> {
+    let (principal, asked) = (ctx.principal.as_ref()?, ctx.asked.as_ref()?);
+    let view = View::new(ctx, principal, asked).await;
+    let request = view.request(ctx, asked, &ctx.tries.excluded);
+    best(ctx, &view, asked, request, true)
+        .await
+        .ok()?
+        .map(|(account, _)| account)
+}
+
+/// The conversation's account, else the best by load; with `room` the first in that order that has a slot free, where
+/// there is one.
+async fn best(
+    ctx: &Context,
+    view: &View,
+    asked: &Asked,
+    request: Request<'_>,
+    room: bool,
+) -> std::result::Result<Option<(Arc<Account>, Found)>, NoAccount> {
+    let mut among = view.among(asked, request)?;
+    let by_load = Found {
+        layer: among.layer,
+        ..Found::default()
+    };
+    if let Some(id) = view.bound_among(ctx, asked, &among).await
+        && let Sticky::Use(member) = sticky(&among.candidates, id)
+    {
+        let found = Found {
+            layer: Layer::Session,
+            session_hit: true,
+            ..Found::default()
+        };
+        return Ok(Some((member.account.clone(), found)));
+    }
+    let mut best = None;
+    while let Some(stage) = among.candidates.next_stage() {
+        let loads = ctx.rooms.state.loads(&stage.ids()).await;
+        let loads = loads.unwrap_or_default();
+        let weights = &ctx.config.scheduling.weights;
+        let ranked = stage.rank(&loads, weights, &request);
+        for place in ranked.first().iter().map(|place| *place as usize) {
+            let member = stage.members[place];
+            let limit = member.want().limit;
+            let held = loads.get(place).map_or(0, |load| load.held);
+            if !room || limit == 0 || held < limit {
+                return Ok(Some((member.account.clone(), by_load)));
+            }
+            best.get_or_insert_with(|| member.account.clone());
+        }
+    }
+    Ok(best.map(|account| (account, by_load)))
+}
+
 /// For a request that takes no slot: the conversation's account, else the best by load. No other is tried.
 async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
@@ -608,8 +665,9 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
-    let mut among = match view.among(&asked, request) {
-        Ok(among) => among,
+    let (account, found) = match best(ctx, &view, &asked, request, false).await {
+        Ok(Some(best)) => best,
+        Ok(None) => return Err(unserved(ctx, errors::no_available_accounts())),
         Err(_) if counts_nowhere(ctx, &view, &principal, &asked) => {
             return Err(unserved(ctx, errors::counting_not_supported()));
         }
@@ -617,34 +675,6 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
             let reply = no_account(ctx, none, view.now);
             return Err(unserved(ctx, reply));
         }
-    };
-    let bound = view.bound_among(ctx, &asked, &among).await;
-    let candidates = &mut among.candidates;
-    let mut found = Found {
-        layer: among.layer,
-        ..Found::default()
-    };
-    let mut account = None;
-    if let Some(id) = bound
-        && let Sticky::Use(member) = sticky(candidates, id)
-    {
-        found.layer = Layer::Session;
-        found.session_hit = true;
-        account = Some(member.account.clone());
-    }
-    while account.is_none() {
-        let Some(stage) = candidates.next_stage() else {
-            return Err(unserved(ctx, errors::no_available_accounts()));
-        };
-        let loads = ctx.rooms.state.loads(&stage.ids()).await;
-        let weights = &ctx.config.scheduling.weights;
-        let ranked = stage.rank(&loads.unwrap_or_default(), weights, &request);
-        let best = ranked.first().first();
-        account = best.map(|place| stage.members[*place as usize].account.clone());
-    }
-    drop(among);
-    let Some(account) = account else {
-        return Err(unserved(ctx, errors::no_available_accounts()));
     };
     ctx.rooms.scheduler.health().chosen(account.id, view.now);
     Ok(view.choice(ctx, account, None, false, found))

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
+use tollgate_filters::intercept::Intercept;
 use tollgate_filters::reply::ErrorReply;
 use tollgate_filters::route::Dialect;
 use tollgate_filters::verdict::Effect;
@@ -89,6 +90,8 @@ pub struct Asked {
     pub body_len: usize,
     /// What bounds its price.
     pub demand: Demand,
+    /// It can be answered without a model, if its account wants that.
+    pub intercept: Option<Intercept>,
 }
 
 /// What has been tried so far.
@@ -112,6 +115,8 @@ pub struct Tries {
     pub served_since: DateTime<Utc>,
     /// The account its conversation is bound to has been waited for.
     pub waited_for_bound: bool,
+    /// Whether its conversation was bound to an account before it came; `None` = not looked yet.
+    pub was_bound: Option<bool>,
     /// Every attempt that has ended.
     pub trail: Vec<AttemptTrace>,
     /// Tries again after a kept-alive connection turned out to be dead.
@@ -276,6 +281,8 @@ pub struct Context {
     pub tries: Tries,
     /// The client's final error, once it is decided.
     pub last_word: Option<ErrorReply>,
+    /// It is answered here, in place of an account.
+    pub intercepted: Option<Intercept>,
     /// Status of a reply we gave before there was an exchange; 0 = none.
     pub early_status: u16,
     /// Methods that the path takes, when the client used another.
@@ -321,6 +328,7 @@ impl Context {
             attempt: None,
             tries: Tries::default(),
             last_word: None,
+            intercepted: None,
             early_status: 0,
             allow: None,
             client_left: false,

@@ -764,6 +764,27 @@ impl Exchange {
         Judgement::Write { tasks, end: true }
     }
 
+    /// A whole answer of our own in place of an upstream's, in the form that the client asked for; as the rest of a
+    /// stream where pings have begun one.
+    pub fn write_own(&mut self, body: Bytes) -> Judgement {
+        let tasks = match self.reply {
+            Reply::NotStarted => {
+                let content_type = match self.stream {
+                    true => "text/event-stream",
+                    false => "application/json",
+                };
+                match answer::whole_head(content_type, body.len(), &self.to) {
+                    Ok(head) => whole(Box::new(head), body),
+                    Err(error) => return Judgement::Fail(error),
+                }
+            }
+            _ => vec![HttpTask::Body(Some(body), true)],
+        };
+        self.reply_done(200);
+        self.settle();
+        Judgement::Write { tasks, end: true }
+    }
+
     /// `reply` as the last event of a stream. Where the upstream was cut off in the middle of a
     /// frame, that frame is ended first, or the event would become part of it.
     fn last_event(&self, reply: &ErrorReply) -> Bytes {

@@ -27,6 +27,8 @@ pub struct Ending {
     pub refused: bool,
     /// An operator's rule leaves this error out of what is watched.
     pub unmonitored: bool,
+    /// Answered here in place of an account.
+    pub intercepted: bool,
 }
 
 impl Ending {
@@ -36,6 +38,8 @@ impl Ending {
             "unmonitored"
         } else if self.refused {
             "refused"
+        } else if self.intercepted && !self.client_gone {
+            "intercepted"
         } else {
             self.outcome.as_str()
         }
@@ -86,6 +90,7 @@ pub fn finish(ctx: &mut Context) {
             .first_token_at
             .map(|at| at.saturating_duration_since(ctx.moments.started)),
         unmonitored,
+        intercepted: ctx.intercepted.is_some(),
         refused: status >= 400 && ctx.tries.sent.is_none() && !client_gone,
     };
     measure(ctx, &answer, &ending);

@@ -22,7 +22,7 @@ use super::money::{self, NotGranted};
 use super::read::{self, ReadError};
 use super::settlement::Settlement;
 use super::wait::{Line, Lined, Wait, in_line, wait_for};
-use super::{answer, failover, models, usage};
+use super::{answer, failover, intercepts, models, usage};
 use crate::auth::{self, AskFunds, AuthError, Funds, Principal, Purpose};
 use crate::billing::book::Limit;
 use crate::billing::bound::{Bound, Demand};
@@ -101,19 +101,31 @@ async fn stages(session: &mut Session, ctx: &mut Context) -> std::result::Result
         return write_json(session, ctx, body).await;
     }
     on_its_platform(endpoint, principal.group.platform)?;
-    money::check(ctx, &principal)?;
+    let rules = ctx.snapshot.directory.rules(principal.group.id);
+    match endpoint {
+        // Which group serves it, and so who pays, is known when its body has said who asks: `serving.rs`.
+        Endpoint::Messages | Endpoint::CountTokens if rules.claude_code_only => {}
+        _ if rules.claude_code_only => return Err(errors::only_claude_code_here().into()),
+        _ => money::check(ctx, &principal)?,
+    }
     if operation.counts {
         // Nothing of it is billed, and it takes no slot (SPEC 12.3).
-        let exchange = read_request(session, ctx, endpoint, operation, &principal).await?;
+        let (exchange, _) = read_request(session, ctx, endpoint, operation, &principal).await?;
         ctx.exchange = Some(exchange.clone());
         ctx.moments.ready = Some(Instant::now());
         return Ok(Intake::Forward(exchange));
     }
     let room = room(ctx)?;
-    let exchange = read_request(session, ctx, endpoint, operation, &principal).await?;
+    let (exchange, principal) = read_request(session, ctx, endpoint, operation, &principal).await?;
     ctx.exchange = Some(exchange.clone());
     ctx.moments.ready = Some(Instant::now());
     admit(session, ctx, &exchange, &principal).await?;
+    if intercepts::answered(session, ctx, &exchange)
+        .await
+        .map_err(No::Gone)?
+    {
+        return Ok(Intake::Answered);
+    }
     fund(session, ctx, &exchange, &principal, room).await?;
     Ok(Intake::Forward(exchange))
 }
@@ -233,7 +245,7 @@ fn authenticate(
 }
 
 /// The guide from an authentication error to its reply (SPEC 1.3).
-fn reply_to(error: AuthError) -> ErrorReply {
+pub(super) fn reply_to(error: AuthError) -> ErrorReply {
     match error {
         AuthError::UnknownKey => errors::invalid_api_key(),
         AuthError::KeyDisabled => errors::api_key_disabled(),
@@ -249,6 +261,7 @@ fn reply_to(error: AuthError) -> ErrorReply {
         AuthError::QuotaExhausted => errors::quota_exhausted(),
         AuthError::KeyExpired => errors::api_key_expired(),
         AuthError::BalanceExhausted => errors::insufficient_balance(),
+        AuthError::OnlyClaudeCode => errors::only_claude_code(),
     }
 }
 
@@ -281,13 +294,14 @@ async fn write_json(
     Ok(Intake::Answered)
 }
 
+/// The request, read and understood, and its principal in the group that serves it.
 async fn read_request(
     session: &mut Session,
     ctx: &mut Context,
     endpoint: Endpoint,
     operation: Operation,
     principal: &Principal,
-) -> std::result::Result<Arc<Mutex<Exchange>>, No> {
+) -> std::result::Result<(Arc<Mutex<Exchange>>, Principal), No> {
     let rooms = ctx.rooms.clone();
     let body = read::body(session, &rooms.bodies, ctx.config.server.max_body_bytes)
         .await
@@ -296,11 +310,14 @@ async fn read_request(
             ReadError::Gone(error) => No::Gone(error),
         })?;
     let headers = &session.req_header().headers;
-    let asked = match endpoint {
+    let (asked, principal) = match endpoint {
         Endpoint::Messages | Endpoint::CountTokens => {
-            asked::messages(ctx, principal, operation, &body.bytes)?
+            asked::messages(ctx, principal, operation, headers, &body.bytes)?
         }
-        _ => asked::responses(ctx, principal, operation, headers, &body.bytes)?,
+        _ => {
+            let asked = asked::responses(ctx, principal, operation, headers, &body.bytes)?;
+            (asked, principal.clone())
+        }
     };
     let exchange = Exchange::new(
         ctx.addressee(),
@@ -310,7 +327,7 @@ async fn read_request(
         body,
     );
     ctx.asked = Some(Arc::new(asked));
-    Ok(Arc::new(Mutex::new(exchange)))
+    Ok((Arc::new(Mutex::new(exchange)), principal))
 }
 
 /// The user's slot, at once or after a bounded wait; then, as time has passed, the money again.

@@ -59,6 +59,8 @@ pub struct ProxyMetrics {
     pub reserved: Gauge,
     /// Output limits lowered to what could be paid for.
     pub outputs_lowered: IntCounter,
+    /// Requests that were answered here in place of an account, by kind.
+    pub intercepted: IntCounterVec,
     /// Seconds from the request's arrival to before the wait for the user's slot.
     pub auth_seconds: Histogram,
     /// Seconds from there to the last attempt's start.
@@ -190,6 +192,11 @@ impl ProxyMetrics {
             outputs_lowered: m.counter(
                 "outputs_lowered_total",
                 "Requests whose output limit was lowered to what could be paid for (strict).",
+            ),
+            intercepted: m.counters(
+                "intercepted_total",
+                "Requests answered here because their account has that done (intercept_warmup_requests), by kind (probe, suggestion, warm_up).",
+                &["kind"],
             ),
             auth_seconds: m.histogram(
                 "auth_seconds",

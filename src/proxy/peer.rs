@@ -18,6 +18,7 @@ use super::context::{Asked, Context};
 use super::egress::UNRESOLVED;
 use super::exchange::{Failure, Judged};
 use super::failover::{EndedAttempt, account_failed, exhausted, retry_pause};
+use super::intercepts;
 use super::message_queue::{Queued, queue};
 use super::wait::wait_for;
 use crate::config::GatewayConfig;
@@ -52,6 +53,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
     pause(session, ctx).await?;
     loop {
         let mut choice = choose_account(session, ctx).await?;
+        intercepts::not_for(ctx, &choice)?;
         let betas = match betas(session.req_header(), ctx, &choice.account) {
             Ok(betas) => betas,
             // No other account is asked: what the operator does not allow is a mistake of the client's.

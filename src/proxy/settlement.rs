@@ -75,6 +75,11 @@ pub struct Settlement {
     draft: Option<Box<Draft>>,
     /// The attempt that runs, which is not on the trail yet.
     running: Option<(String, Instant)>,
+    /// The group's users pay for the prompt as read from the cache when it had to go to another account's
+    /// (SPEC 4.9).
+    forced_cache_billing: bool,
+    /// It had to.
+    left_its_account: bool,
     cut: bool,
     failed: bool,
     last_progress: Instant,
@@ -91,6 +96,7 @@ impl Settlement {
         hold: Option<Hold>,
         room: Room,
     ) -> Settlement {
+        let rules = ctx.snapshot.directory.rules(principal.group.id);
         let mut settlement = Settlement {
             rooms: ctx.rooms.clone(),
             principal: principal.clone(),
@@ -109,6 +115,8 @@ impl Settlement {
             noted: Noted::Nothing,
             draft: None,
             running: None,
+            forced_cache_billing: rules.forced_cache_billing,
+            left_its_account: false,
             cut: false,
             failed: false,
             last_progress: Instant::now(),
@@ -151,6 +159,7 @@ impl Settlement {
                 reserved,
             }),
         };
+        self.left_its_account = tries.was_bound == Some(true) && tries.switches > 0;
         draft.record.attempts = tries.attempts;
         draft.record.account_switches = tries.switches;
         draft.record.trail.clone_from(&tries.trail);
@@ -247,7 +256,10 @@ impl Settlement {
             ),
             usage => billed(usage, answer.output_bytes, body_len),
         };
-        record.tokens = tokens;
+        record.tokens = match self.forced_cache_billing && self.left_its_account {
+            true => tokens.with_input_from_cache(),
+            false => tokens,
+        };
         record.usage_source = match answer.usage_estimated {
             true => UsageSource::Estimated,
             false => source,

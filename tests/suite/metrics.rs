@@ -95,6 +95,7 @@ async fn a_scripted_day_in_numbers() {
     const MODEL: &str = "gpt-5-mini";
     const BOB: &str = "tg-bob-0123456789abcdef";
     const POOL: &str = "tg-pool-0123456789abcdef";
+    const CLAUDE: &str = "tg-claude-0123456789abcdef";
     let (first, second) = (FakeUpstream::start().await, FakeUpstream::start().await);
     let gateway = Setup::with(&[&first, &second])
         .resources(|r| {
@@ -113,6 +114,18 @@ async fn a_scripted_day_in_numbers() {
             pool["groups"] = json!(["pool"]);
             pool["extra"] = json!({"pool_mode": true});
             r["accounts"].as_array_mut().unwrap().push(pool);
+            let groups = r["groups"].as_array_mut().unwrap();
+            groups.push(json!({"name": "claude", "platform": "anthropic"}));
+            let keys = r["api_keys"].as_array_mut().unwrap();
+            keys.push(
+                json!({"name": "claude-key", "key": CLAUDE, "user": "alice", "group": "claude"}),
+            );
+            let mut claude = r["accounts"][0].clone();
+            claude["name"] = json!("a4");
+            claude["platform"] = json!("anthropic");
+            claude["groups"] = json!(["claude"]);
+            claude["extra"] = json!({"intercept_warmup_requests": true});
+            r["accounts"].as_array_mut().unwrap().push(claude);
         })
         .start()
         .await;
@@ -173,6 +186,10 @@ async fn a_scripted_day_in_numbers() {
         status(&gateway, Request::get("/v1/models").bearer(KEY)).await,
         200
     );
+    // One that is answered here in place of its account.
+    let warm_up = json!({"model": MODEL, "messages": [{"role": "user", "content": "Warmup"}]});
+    let warm_up = Request::post("/v1/messages", warm_up.to_string()).bearer(CLAUDE);
+    assert_eq!(status(&gateway, warm_up).await, 200);
     // One without a known price.
     assert_eq!(
         status(&gateway, post("a-model-nobody-knows", false, KEY)).await,
@@ -212,6 +229,8 @@ async fn a_scripted_day_in_numbers() {
         (r#"requests_total{endpoint="responses",outcome="refused",status="401"}"#, 1.0),
         (r#"requests_total{endpoint="none",outcome="refused",status="404"}"#, 1.0),
         (r#"requests_total{endpoint="models",outcome="ok",status="200"}"#, 1.0),
+        (r#"requests_total{endpoint="messages",outcome="intercepted",status="200"}"#, 1.0),
+        (r#"intercepted_total{kind="warm_up"}"#, 1.0),
         (r#"attempts_total{platform="openai",result="answered"}"#, 7.0),
         (r#"attempts_total{platform="openai",result="overloaded"}"#, 1.0),
         (r#"attempts_total{platform="openai",result="limited"}"#, 1.0),
@@ -239,8 +258,8 @@ async fn a_scripted_day_in_numbers() {
         ("directory_reload_errors_total", 0.0),
         (r#"request_seconds_count{endpoint="responses"}"#, 9.0),
         (r#"request_seconds_count{endpoint="models"}"#, 1.0),
-        // Read and checked; sent and answered.
-        ("auth_seconds_count", 8.0),
+        // Read and checked, one of them answered here; sent and answered.
+        ("auth_seconds_count", 9.0),
         ("routing_seconds_count", 8.0),
         ("upstream_seconds_count", 8.0),
         ("response_seconds_count", 8.0),
@@ -258,7 +277,7 @@ async fn a_scripted_day_in_numbers() {
     let usual = 0.0000855;
     close("cost_usd_total{platform=\"openai\"}", 6.0 * usual);
     close("charge_usd_total{platform=\"openai\"}", 8.0 * usual);
-    assert_eq!(total("requests_total"), 11.0);
+    assert_eq!(total("requests_total"), 12.0);
     assert_eq!(total("attempts_total"), 10.0);
     assert_eq!(total("upstream_connections_total"), 10.0);
     assert_eq!(total("failovers_total"), 1.0);

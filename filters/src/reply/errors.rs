@@ -173,6 +173,18 @@ pub fn no_group() -> ErrorReply {
     ErrorReply::new(403, PERMISSION, message)
 }
 
+/// 503: the key's group serves Claude Code only, and names no group for others.
+pub fn only_claude_code() -> ErrorReply {
+    let message = "No available accounts: this group only allows Claude Code clients";
+    ErrorReply::new(503, API, message)
+}
+
+/// 403: the key's group serves Claude Code only, which does not use this endpoint.
+pub fn only_claude_code_here() -> ErrorReply {
+    let message = "This group is restricted to Claude Code clients (/v1/messages only)";
+    ErrorReply::new(403, PERMISSION, message)
+}
+
 // What they may spend.
 
 /// 403: the key's group wants a subscription the user does not have.
@@ -483,6 +495,9 @@ mod tests {
             (money_held(), 429, RATE_LIMIT, Some("FUNDS_HELD")),
             // 1.4
             (no_group(), 403, PERMISSION, None),
+            // 1.7, 6.3
+            (only_claude_code(), 503, API, None),
+            (only_claude_code_here(), 403, PERMISSION, None),
             // 12.1
             (model_not_found(), 404, INVALID_REQUEST, Some("model_not_found")),
             // Routes, framing, bodies.
@@ -541,6 +556,8 @@ mod tests {
             (user_slot_timeout(), "Concurrency limit exceeded for user, please retry later"),
             (account_slot_timeout(), "Concurrency limit exceeded for account, please retry later"),
             (no_available_accounts(), "No available accounts"),
+            (only_claude_code(), "No available accounts: this group only allows Claude Code clients"),
+            (only_claude_code_here(), "This group is restricted to Claude Code clients (/v1/messages only)"),
             (service_unavailable(), "Service temporarily unavailable"),
             (upstream_failed(), "Upstream request failed"),
             (upstream_gateway_error(), "Upstream gateway error"),

@@ -282,3 +282,39 @@ proptest! {
         })?;
     }
 }
+
+#[tokio::test]
+async fn a_prompt_that_went_elsewhere_is_charged_as_its_group_says() {
+    let folder = TempDir::new().unwrap();
+    let store = store_in(folder.path()).await;
+    let text = RESOURCES.replace(
+        "platform: openai }]",
+        "platform: openai, forced_cache_billing: true }]",
+    );
+    assert_ne!(text, RESOURCES);
+    let file = folder.path().join("forced.yaml");
+    std::fs::write(&file, text).unwrap();
+    let (resources, _) = load_resources(&[file], &BTreeMap::new()).unwrap();
+    let settled = async |switches: u32| {
+        let directory = store.load_directory(Multiplier::ONE).await.unwrap();
+        let snapshot = Snapshot::new(directory, &Arc::new(Prices::built_in()));
+        let draft = Draft {
+            record: UsageRecord {
+                account_switches: switches,
+                ..blank(1)
+            },
+            body_len: 400,
+            reserved: Money::ZERO,
+        };
+        let unfinished = Unfinished {
+            draft,
+            progress: None,
+        };
+        let tokens = settle(unfinished, &snapshot, Reservation::None, now()).tokens;
+        (tokens.input, tokens.cache_read)
+    };
+    assert_eq!((settled(0).await, settled(1).await), ((100, 0), (100, 0)));
+    let options = ApplyOptions::default();
+    store.apply(&resources, options).await.unwrap();
+    assert_eq!((settled(0).await, settled(1).await), ((100, 0), (0, 100)));
+}
