@@ -133,6 +133,10 @@ pub struct GatewayConfig {
     pub message_queue: MessageQueueConfig,
     /// Which beta features of Anthropic's clients may ask for.
     pub beta_policy: BetaPolicy,
+    /// When an account is asked again whose refusal may pass.
+    pub inner_retries: InnerRetries,
+    /// Which refused requests are mended and sent once more.
+    pub repairs: RepairsConfig,
 }
 
 /// `gateway.user_message_queue:`
@@ -146,6 +150,26 @@ pub struct MessageQueueConfig {
     pub max_delay: Duration,
     /// Longest wait of one request, over all its attempts; then it goes on out of turn.
     pub wait: Duration,
+}
+
+/// When an account of Anthropic's is asked again that refused a request in a way that may pass (SPEC 7.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InnerRetries {
+    /// Never.
+    Off,
+    /// While no other account can serve the request: a change of account costs its client no time.
+    Alone,
+    /// Before any other account is asked.
+    Always,
+}
+
+/// `gateway.repairs:`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RepairsConfig {
+    /// Thinking whose signature is refused becomes text.
+    pub signature: bool,
+    /// A thinking budget that is refused becomes one that any model takes.
+    pub budget: bool,
 }
 
 /// `concurrency:`

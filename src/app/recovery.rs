@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use tollgate_filters::usage::TokenUsage;
 
 use crate::billing::book::Book;
 use crate::billing::estimate::estimated;
@@ -77,6 +78,8 @@ fn settle(
     let mut record = draft.record;
     let progress = progress.unwrap_or_default();
     (record.tokens, record.usage_source) = match progress.usage {
+        // Its last attempt had failed, and the next was not sent.
+        Some(nothing) if nothing == TokenUsage::default() => (nothing, UsageSource::None),
         // Its output is counted at the end only: until then it is what was seen of it.
         Some(usage) if matches!(record.platform, Platform::Anthropic | Platform::Antigravity) => {
             (usage, UsageSource::Estimated)

@@ -7,8 +7,8 @@ use tollgate_filters::verdict::Cooldowns;
 use super::beta::beta_policy;
 use super::field::{Field, Table};
 use super::{
-    ConcurrencyConfig, GatewayConfig, MessageQueueConfig, OnClientDisconnect, SchedulingConfig,
-    SchedulingWeights,
+    ConcurrencyConfig, GatewayConfig, InnerRetries, MessageQueueConfig, OnClientDisconnect,
+    RepairsConfig, SchedulingConfig, SchedulingWeights,
 };
 use crate::domain::MessageQueueMode;
 
@@ -28,6 +28,11 @@ const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(180);
 const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Long enough for most answers to end by themselves.
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Each is made once, and the answer before it was a refusal that no client can mend.
+const DEFAULT_REPAIRS: RepairsConfig = RepairsConfig {
+    signature: true,
+    budget: true,
+};
 
 /// Between messages of users where they are queued: as long as a person takes at least, and where requests are many
 /// what a hurried one does; longer than half a minute nobody is held up by others.
@@ -115,6 +120,22 @@ pub(super) fn gateway(table: &Table<'_>) -> GatewayConfig {
         beta_policy: table
             .or_null("beta_policy", beta_policy)
             .unwrap_or_default(),
+        inner_retries: table.or("inner_retries", InnerRetries::Alone, |f| {
+            f.choice(&[
+                ("off", InnerRetries::Off),
+                ("alone", InnerRetries::Alone),
+                ("always", InnerRetries::Always),
+            ])
+        }),
+        repairs: super::check::section(table, "repairs", "gateway.repairs")
+            .map_or(DEFAULT_REPAIRS, |repairs| repairs_of(&repairs)),
+    }
+}
+
+fn repairs_of(table: &Table<'_>) -> RepairsConfig {
+    RepairsConfig {
+        signature: table.or("signature", DEFAULT_REPAIRS.signature, Field::flag),
+        budget: table.or("budget", DEFAULT_REPAIRS.budget, Field::flag),
     }
 }
 

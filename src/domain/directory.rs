@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tollgate_filters::passthrough::Rule;
 
 use super::{
-    Account, AccountId, ApiKey, Channel, Group, GroupId, GroupRules, KeyHash, Subscription, User,
-    UserId,
+    Account, AccountId, ApiKey, Channel, Group, GroupId, GroupRules, KeyHash, Platform,
+    Subscription, SubscriptionType, User, UserId,
 };
 use crate::domain::price::PriceMap;
 
@@ -136,6 +136,18 @@ impl Directory {
         self.rules.get(&id).cloned().unwrap_or_default()
     }
 
+    /// The group in which a request of `group` goes on, once, whose prompt is too long there: one of Anthropic's that
+    /// is paid from the balance and sends nothing on itself (SPEC 9.7a). `None` where there is none such, whatever is
+    /// written.
+    pub fn fallback_on_invalid_request(&self, group: GroupId) -> Option<&Arc<Group>> {
+        let other = self.group(self.rules(group).fallback_on_invalid_request?)?;
+        let fits = other.enabled
+            && other.platform == Platform::Anthropic
+            && other.subscription_type == SubscriptionType::Standard
+            && self.rules(other.id).fallback_on_invalid_request.is_none();
+        fits.then_some(other)
+    }
+
     /// The account of this id.
     pub fn account(&self, id: AccountId) -> Option<&Arc<Account>> {
         self.accounts.get(&id)
@@ -187,5 +199,75 @@ impl Directory {
     /// All groups, in no order.
     pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
         self.groups.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::Multiplier;
+
+    #[test]
+    fn a_request_wanders_once_and_only_to_a_group_that_takes_it() {
+        let group = |id: i64, name: &str, to: Option<&str>| Group {
+            id: GroupId(id),
+            name: name.to_owned(),
+            enabled: true,
+            platform: Platform::Anthropic,
+            rate_multiplier: Multiplier::ONE,
+            subscription_type: SubscriptionType::Standard,
+            daily_limit: None,
+            weekly_limit: None,
+            monthly_limit: None,
+            rpm_limit: 0,
+            options: match to {
+                Some(to) => json!({ "fallback_group_on_invalid_request": to }),
+                None => json!({}),
+            }
+            .as_object()
+            .cloned()
+            .unwrap_or_default(),
+        };
+        let directory = Directory::new(Objects {
+            groups: vec![
+                group(1, "long", None),
+                group(2, "fine", Some("long")),
+                group(3, "chained", Some("fine")),
+                group(4, "itself", Some("itself")),
+                group(5, "gone", Some("nowhere")),
+                Group {
+                    enabled: false,
+                    ..group(6, "off", None)
+                },
+                group(7, "to-off", Some("off")),
+                Group {
+                    platform: Platform::OpenAi,
+                    ..group(8, "openai", None)
+                },
+                group(9, "to-openai", Some("openai")),
+                Group {
+                    subscription_type: SubscriptionType::Subscription,
+                    ..group(10, "subscribers", None)
+                },
+                group(11, "to-subscribers", Some("subscribers")),
+            ],
+            ..Objects::default()
+        });
+        for (from, to) in [
+            (1, None),
+            (2, Some("long")),
+            (3, None),
+            (4, None),
+            (5, None),
+            (7, None),
+            (9, None),
+            (11, None),
+            (99, None),
+        ] {
+            let found = directory.fallback_on_invalid_request(GroupId(from));
+            assert_eq!(found.map(|group| &*group.name), to, "{from}");
+        }
     }
 }

@@ -37,7 +37,7 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
         line.text("upstream.request_id", upstream_id.unwrap_or(""));
         line.flag("stream", asked.is_some_and(|a| a.stream));
         line.number("attempts", ctx.tries.attempts.into());
-        line.number("switches", ctx.tries.switches.into());
+        line.number("switches", ctx.tries.all_switches().into());
         // What a single attempt would say stands in the line already.
         if ctx.tries.trail.len() > 1 {
             line.text("trail", &trail(&ctx.tries.trail));

@@ -121,6 +121,18 @@ pub fn messages(
     Ok((asked, principal))
 }
 
+/// The same request of the Messages API with another body. `None` where that is none.
+pub fn with_body(asked: &Asked, body: &[u8]) -> Option<Asked> {
+    let request = validate::messages::messages(body).ok()?;
+    Some(Asked {
+        demand: message_demand(&request, body.len()),
+        model_spans: request.model_spans,
+        output_limit_spans: request.max_tokens_spans,
+        body_len: body.len(),
+        ..asked.clone()
+    })
+}
+
 /// What bounds the price of a request of the Responses API.
 fn demand(request: &ResponsesRequest<'_>, body_len: usize) -> Demand {
     Demand {
@@ -150,7 +162,7 @@ fn message_demand(request: &MessagesRequest<'_>, body_len: usize) -> Demand {
 
 /// What the group's channel calls the model, and with it what the request is billed for. Accounts that a
 /// channel's restriction keeps from it are left out of the choice.
-fn named(ctx: &mut Context, principal: &Principal, model: &str) -> Result<String, ErrorReply> {
+pub fn named(ctx: &mut Context, principal: &Principal, model: &str) -> Result<String, ErrorReply> {
     if model.len() > MODEL_LIMIT {
         let message = format!("model is longer than {MODEL_LIMIT} bytes");
         return Err(errors::invalid(message));

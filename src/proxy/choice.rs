@@ -481,6 +481,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
+    let mut kept = ctx.tries.kept.take();
 
     // A response exists at one account only (Change 15): who goes on from it goes there or nowhere.
     if let Some(id) = view.response_account(ctx, &asked).await {
@@ -498,14 +499,17 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     // Whom a conversation that has to leave its account can go to now.
     let has_others_here = among.candidates.more_than_one();
 
-    // The account that is tried again, if it has room: else the choice is as free as before.
+    // The account that is tried again, if its slot was kept for it or it has room: else the choice is as free as before.
     if let Some(again) = ctx.tries.again
         && let Some(member) = view.pool.member(again.account)
         && !matches!(
             view.pool.fit(again.account, &view.conditions, request),
             Fit::No(_)
         )
-        && let Some(lease) = try_lease(ctx, member.want()).await?
+        && let Some(lease) = match kept.take() {
+            Some(lease) => Some(lease),
+            None => try_lease(ctx, member.want()).await?,
+        }
     {
         // Its gates have let this request in before.
         let account = member.account.clone();
@@ -657,7 +661,8 @@ async fn best(
     Ok(best.map(|account| (account, by_load)))
 }
 
-/// For a request that takes no slot: the conversation's account, else the best by load. No other is tried.
+/// For a request that takes no slot: the account that is tried again, the conversation's, else the best by load. No
+/// other is tried.
 async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let (Some(principal), Some(asked)) = (ctx.principal.clone(), ctx.asked.clone()) else {
         return Err(unserved(ctx, errors::internal_error()));
@@ -665,6 +670,21 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
+    if let Some(again) = ctx.tries.again
+        && let Some(member) = view.pool.member(again.account)
+        && !matches!(
+            view.pool.fit(again.account, &view.conditions, request),
+            Fit::No(_)
+        )
+    {
+        let account = member.account.clone();
+        ctx.rooms.scheduler.health().chosen(account.id, view.now);
+        let found = Found {
+            layer: Layer::Again,
+            ..Found::default()
+        };
+        return Ok(view.choice(ctx, account, None, false, found));
+    }
     let (account, found) = match best(ctx, &view, &asked, request, false).await {
         Ok(Some(best)) => best,
         Ok(None) => return Err(unserved(ctx, errors::no_available_accounts())),

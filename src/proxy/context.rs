@@ -27,6 +27,7 @@ use crate::billing::bound::Demand;
 use crate::billing::quote::Quote;
 use crate::config::Config;
 use crate::domain::{Account, AccountId, ApiKey, AttemptTrace, Group, UserId};
+use crate::scheduler::retry::{Failed, Tried, same_account};
 use crate::state::{Lease, Ticket};
 
 /// Makes request ids: unique in time and across processes, without a system call each.
@@ -99,16 +100,24 @@ pub struct Asked {
 pub struct Tries {
     /// Attempts begun.
     pub attempts: u32,
-    /// Changes of account.
+    /// Changes of account, in the group that the request is in.
     pub switches: u32,
+    /// Changes before those: of account in the group it came from, and the one of group.
+    pub switches_before: u32,
+    /// The group that it goes on in.
+    pub to_group: Option<Arc<Group>>,
     /// Accounts that failed this request.
     pub excluded: Vec<AccountId>,
     /// Which account failed last, and how.
     pub last: Option<(Arc<Account>, Failure)>,
     /// The account to be tried again next.
     pub again: Option<RetryHere>,
+    /// The slot of that account, where it was kept for it.
+    pub kept: Option<Lease>,
     /// How often each account has been tried again, in the whole request.
     pub retried: Vec<(AccountId, u32)>,
+    /// The same because a refusal might pass, and since when.
+    pub passing: Vec<(AccountId, u32, Instant)>,
     /// The account that served the request, and since when the attempt ran.
     pub served: Option<AccountId>,
     /// When that attempt began.
@@ -171,6 +180,55 @@ pub struct SentAttempt {
 }
 
 impl Tries {
+    /// The next try is on the same account, at once.
+    pub fn at_once_here(&mut self, account: &Account) {
+        self.again = Some(RetryHere {
+            account: account.id,
+            pause: None,
+        });
+    }
+
+    /// The next try is on the same account, whose refusal may pass; the first that did began at `began`.
+    pub fn wait_here(&mut self, account: &Account, began: Instant) {
+        let pause = self.passing_pause(account);
+        match self.passing.iter_mut().find(|(id, ..)| *id == account.id) {
+            Some((_, count, _)) => *count += 1,
+            None => self.passing.push((account.id, 1, began)),
+        }
+        self.again = Some(RetryHere {
+            account: account.id,
+            pause,
+        });
+    }
+
+    /// How long to wait before an account is asked again whose refusal may pass; `None` = it is not.
+    pub fn passing_pause(&self, account: &Account) -> Option<Duration> {
+        let tried = self.passing.iter().find(|(id, ..)| *id == account.id);
+        let (passing, passing_for) = tried.map_or_else(Default::default, |(_, count, since)| {
+            (*count, since.elapsed())
+        });
+        let tried = Tried {
+            passing,
+            passing_for,
+            ..Tried::default()
+        };
+        same_account(&account.error_policy, Failed::Passing, tried)
+    }
+
+    /// The request goes on in another group, with all of its accounts before it.
+    pub fn begin_anew(&mut self) {
+        self.switches_before += self.switches + 1;
+        self.switches = 0;
+        self.excluded.clear();
+        self.again = None;
+        self.waited_for_bound = false;
+    }
+
+    /// Changes of account in the whole request.
+    pub fn all_switches(&self) -> u32 {
+        self.switches_before + self.switches
+    }
+
     /// The next try is on the same account.
     pub fn retry_here(&mut self, account: &Account) {
         let count = self.retries_of(account.id);

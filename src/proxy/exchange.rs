@@ -16,9 +16,12 @@ use tollgate_filters::reply::{ErrorReply, errors, keep_alive};
 use tollgate_filters::verdict::{Cooldowns, Effect, Reading, Verdict};
 
 use super::answer::{self, Addressee};
+use super::context::Asked;
+use super::next::{self, Next};
 use super::relay::{Answer, LastWord, Relay, RelayRequest, judge};
+use super::second::SecondChances;
 use super::settlement::{End, Settlement};
-use crate::config::{GatewayConfig, OnClientDisconnect};
+use crate::config::{GatewayConfig, InnerRetries, OnClientDisconnect};
 use crate::domain::Account;
 use crate::limits::bodies::BodyHold;
 
@@ -130,20 +133,21 @@ impl Failure {
 pub struct Judged {
     /// The account.
     pub account: Arc<Account>,
-    /// The model, as the client wrote it.
-    pub model: String,
+    /// What is asked.
+    pub asked: Arc<Asked>,
     /// Whether another account may be tried after this attempt.
     pub may_fail_over: bool,
     /// Whether the same account may be tried again.
     pub may_retry: bool,
-    /// Only tokens are counted.
-    pub counts: bool,
+    /// Whether it may be because its refusal may pass.
+    pub inner_retries: InnerRetries,
 }
 
 impl Judged {
     /// The model as the client and as the account's upstream call it.
     fn models(&self) -> [&str; 2] {
-        [&self.model, self.account.upstream_model(&self.model)]
+        let model = &self.asked.model;
+        [model, self.account.upstream_model(model)]
     }
 }
 
@@ -174,7 +178,7 @@ impl Limits {
 
 /// The request body while another attempt may need it.
 pub struct HeldBody {
-    /// As the client sent it, decoded.
+    /// As the client sent it, decoded, or as it was mended.
     pub bytes: Bytes,
     /// Its share of the memory set aside for bodies.
     pub hold: BodyHold,
@@ -196,6 +200,10 @@ pub struct Exchange {
     pub judged: Option<Judged>,
     /// Set when the answer shows that the attempt failed.
     pub failure: Option<Failure>,
+    /// With it: what follows.
+    pub next: Option<Next>,
+    /// What else a refusal may lead to.
+    pub chances: SecondChances,
     /// What was seen of the current attempt's answer.
     pub answer: Answer,
     to: Addressee,
@@ -242,6 +250,8 @@ impl Exchange {
             body: Some(body),
             judged: None,
             failure: None,
+            next: None,
+            chances: SecondChances::default(),
             answer: Answer::default(),
             to,
             stream,
@@ -300,6 +310,7 @@ impl Exchange {
         self.judged = Some(judged);
         self.phase = Phase::Attempting;
         self.failure = None;
+        self.next = None;
         self.answer = Answer::default();
         self.relay = Relay::Awaited;
         self.last_upstream = now;
@@ -312,8 +323,27 @@ impl Exchange {
         self.phase = Phase::Waiting;
         // What the last answer said is no verdict on the next account, which may not even be reached.
         self.failure = None;
-        self.relay = Relay::Awaited;
+        self.next = None;
+        self.forget_answer();
         self.header_seen = false;
+    }
+
+    /// The attempt failed, and the client gets nothing of it. What it reported before any content was used for nobody,
+    /// and is charged to nobody; content that only could not be relayed is charged as far as it is known.
+    pub fn forget_unless_begun(&mut self) {
+        if self.answer.first_token_at.is_none() {
+            self.forget_answer();
+        }
+    }
+
+    fn forget_answer(&mut self) {
+        self.relay = Relay::Awaited;
+        self.answer = Answer {
+            status: self.answer.status,
+            header_at: self.answer.header_at,
+            upstream_request_id: self.answer.upstream_request_id.take(),
+            ..Answer::default()
+        };
     }
 
     /// The header of a waiting stream has been written.
@@ -564,14 +594,37 @@ impl Exchange {
         }
     }
 
-    /// Whether a failure read like this leads to another attempt.
-    fn goes_again(&self, reading: &Reading) -> bool {
-        let Some(judged) = &self.judged else {
-            return false;
-        };
-        let elsewhere = reading.verdict.fails_over() && judged.may_fail_over;
-        let here = reading.retry_same && judged.may_retry;
-        (elsewhere || here) && !self.is_client_gone()
+    /// Notes a failure, and whether it leads to another attempt.
+    fn goes_again(&mut self, judged: &Judged, failure: &Failure) -> bool {
+        let next = self.next_after(judged, failure);
+        let again = !matches!(next, Next::End);
+        let mut failure = failure.clone();
+        if self.is_client_gone() && next::is_passing(judged, &failure) {
+            // Nobody waits to see whether it passes: then nobody knows.
+            failure.reading.effect = Effect::None;
+        }
+        self.failure = Some(failure);
+        self.next = Some(next);
+        again
+    }
+
+    fn next_after(&mut self, judged: &Judged, failure: &Failure) -> Next {
+        if self.is_client_gone() {
+            return Next::End;
+        }
+        if failure.reading.verdict == Verdict::ClientFault {
+            let mended = self.body.as_mut().and_then(|body| {
+                let (settlement, limit) = (self.settlement.as_mut(), &mut self.output_limit);
+                self.chances.mend(judged, failure, body, settlement, limit)
+            });
+            if let Some(mended) = mended {
+                return Next::Mended(mended);
+            }
+            if let Some(group) = self.chances.other_group(failure) {
+                return Next::OtherGroup(group);
+            }
+        }
+        next::after(judged, failure)
     }
 
     fn judge_refusal(&mut self) -> Judgement {
@@ -591,9 +644,7 @@ impl Exchange {
             body: refusal.body(),
             is_transport: false,
         };
-        let again = self.goes_again(&failure.reading);
-        self.failure = Some(failure.clone());
-        if again {
+        if self.goes_again(&judged, &failure) {
             return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
         }
         if let Some(reply) = self.by_rule(&judged.account, &failure) {
@@ -610,7 +661,7 @@ impl Exchange {
             LastWord::Relay(head, body) => {
                 self.write_reply(&errors::client_fault(head.status.as_u16(), &body))
             }
-            LastWord::Own(_) if judged.counts => {
+            LastWord::Own(_) if judged.asked.counts => {
                 self.write_reply(&errors::count_failed(failure.status))
             }
             LastWord::Own(reply) => self.write_reply(&reply),
@@ -642,20 +693,20 @@ impl Exchange {
         };
         if self.reply != Reply::Released {
             stream.held.append(&mut tasks);
-            let judged = self.judged.as_ref();
-            let (failed_first, has_output, is_full) = (
-                judged.and_then(|judged| {
-                    let models = judged.models();
-                    let judge = judge(&judged.account, self.limits.cooldowns, &models);
-                    stream.failed_before_output(&judge, SystemTime::now())
-                }),
-                stream.has_output(),
-                stream.is_full(),
-            );
-            if let Some(reading) = failed_first {
-                let again = self.goes_again(&reading);
-                self.failure = Some(Failure::of(reading));
-                if again {
+            let (has_output, is_full) = (stream.has_output(), stream.is_full());
+            let judged = self.judged.clone();
+            let failed_first = judged.and_then(|judged| {
+                let models = judged.models();
+                let judge = judge(&judged.account, self.limits.cooldowns, &models);
+                let (reading, body) = stream.failed_before_output(&judge, SystemTime::now())?;
+                let failure = Failure {
+                    body,
+                    ..Failure::of(reading)
+                };
+                Some((judged, failure))
+            });
+            if let Some((judged, failure)) = failed_first {
+                if self.goes_again(&judged, &failure) {
                     return Judgement::Fail(failed(ending::FAILED_ATTEMPT));
                 }
                 // Final: the provider's own words are the best answer there is.

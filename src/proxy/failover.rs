@@ -12,6 +12,7 @@ use tollgate_filters::verdict::Effect;
 use super::attempt::Attempt;
 use super::context::{AccountEffect, Context};
 use super::exchange::{Failure, Reply, ending};
+use super::next::{self, Next};
 use super::relay::own_word;
 use crate::domain::{Account, AttemptTrace};
 use crate::scheduler::retry::{Failed, Tried, same_account};
@@ -69,7 +70,7 @@ pub fn attempt_failed(ctx: &mut Context, error: &Error) -> bool {
     if let Some(exchange) = &ctx.exchange
         && let Some(settlement) = &mut exchange.lock().settlement
     {
-        settlement.attempt_ended(&ctx.tries, ctx.cut);
+        settlement.attempt_ended(&ctx.tries, ctx.cut, again);
     }
     again
 }
@@ -131,7 +132,7 @@ fn may_go_again(ctx: &mut Context, error: &Error) -> bool {
                     Failed::Stale,
                     Tried {
                         stale: ctx.tries.stale_connections,
-                        on_account: 0,
+                        ..Tried::default()
                     },
                 )
                 .is_some();
@@ -142,51 +143,89 @@ fn may_go_again(ctx: &mut Context, error: &Error) -> bool {
                 exchange.lock().end_attempt();
                 return true;
             }
-            let again = if released || gone {
-                Again::No
-            } else if failure.reading.retry_same && judged.may_retry {
-                Again::Here
-            } else if judged.may_fail_over && failure.reading.verdict.fails_over() {
-                Again::Elsewhere
-            } else {
-                Again::No
+            let told = exchange.lock().next.take();
+            let next = match told {
+                _ if released || gone => Next::End,
+                Some(next) => next,
+                None => next::after(&judged, &failure),
             };
-            account_failed(ctx, &ended, failure, reason);
-            match again {
-                Again::No => return false,
-                Again::Here => ctx.tries.retry_here(&ended.account),
-                Again::Elsewhere => ctx.tries.go_elsewhere(ended.account.id),
+            if !released && !gone {
+                exchange.lock().forget_unless_begun();
             }
-            exchange.lock().end_attempt();
-            let metrics = &ctx.rooms.metrics;
-            let counter = match again {
-                Again::Here => &metrics.retries,
-                _ => &metrics.failovers,
-            };
-            counter
-                .with_label_values(&[ended.account.platform.as_str(), reason])
-                .inc();
-            true
+            let goes_on = !matches!(next, Next::End);
+            go_on(ctx, &ended, next, failure, reason);
+            if goes_on {
+                exchange.lock().end_attempt();
+            }
+            goes_on
         }
     }
 }
+
+/// Notes what a failed attempt means for its account, and where the request goes next.
+fn go_on(ctx: &mut Context, ended: &EndedAttempt, next: Next, mut failure: Failure, reason: &str) {
+    let platform = ended.account.platform.as_str();
+    let metrics = ctx.rooms.metrics.clone();
+    match next {
+        Next::End => account_failed(ctx, ended, failure, reason),
+        Next::Elsewhere => {
+            account_failed(ctx, ended, failure, reason);
+            ctx.tries.go_elsewhere(ended.account.id);
+            metrics
+                .failovers
+                .with_label_values(&[platform, reason])
+                .inc();
+        }
+        Next::Here(why) => {
+            if why == Failed::Passing {
+                // It may pass: what it means for the account, the last answer says.
+                failure.reading.effect = Effect::None;
+            }
+            account_failed(ctx, ended, failure, reason);
+            match why {
+                Failed::Passing => ctx.tries.wait_here(&ended.account, ended.started),
+                _ => ctx.tries.retry_here(&ended.account),
+            }
+            metrics.retries.with_label_values(&[platform, reason]).inc();
+        }
+        Next::Mended(mended) => {
+            request_failed(ctx, ended, failure, REPAIRED);
+            // Nobody else gets the slot in between: the next try begins at once.
+            ctx.tries.kept = ctx.tries.leases.pop();
+            ctx.tries.at_once_here(&ended.account);
+            ctx.asked = Some(mended.asked);
+            let kind = mended.repair.label();
+            metrics.repairs.with_label_values(&[kind]).inc();
+        }
+        Next::OtherGroup(group) => {
+            request_failed(ctx, ended, failure, TOO_LONG);
+            log::debug!(
+                "request {} goes on in group {:?}: its prompt is too long",
+                ctx.id,
+                group.name
+            );
+            ctx.tries.to_group = Some(group);
+            metrics
+                .failovers
+                .with_label_values(&[platform, TOO_LONG])
+                .inc();
+        }
+    }
+}
+
+/// The result of an attempt after which the request was mended.
+const REPAIRED: &str = "repaired";
+/// The result of an attempt after which the request went on in another group.
+const TOO_LONG: &str = "prompt_too_long";
 
 /// How long to wait before an account that has been tried again `retries` times is so once more;
 /// `None` = it is not.
 pub fn retry_pause(account: &Account, retries: u32) -> Option<Duration> {
     let tried = Tried {
-        stale: 0,
         on_account: retries,
+        ..Tried::default()
     };
     same_account(&account.error_policy, Failed::RetryableHere, tried)
-}
-
-/// Where a request goes after a failed attempt.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
-    No,
-    Here,
-    Elsewhere,
 }
 
 /// What stays of an attempt when it is over.
@@ -247,6 +286,14 @@ pub fn account_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure,
     ctx.tries.last = Some((ended.account.clone(), failure));
 }
 
+/// Notes that an account has refused this request for the request's own sake: it has done its work.
+fn request_failed(ctx: &mut Context, ended: &EndedAttempt, failure: Failure, result: &str) {
+    let health = ctx.rooms.scheduler.health();
+    health.succeeded(ended.account.id, ended.began);
+    count_attempt(ctx, ended, result, failure.status);
+    ctx.tries.last = Some((ended.account.clone(), failure));
+}
+
 /// An attempt whose answer the client has got may still say something about its account: a final
 /// refusal, or a stream that failed; else that it serves.
 pub fn judge_answered(ctx: &mut Context) {
@@ -263,10 +310,7 @@ pub fn judge_answered(ctx: &mut Context) {
         let ended = EndedAttempt::of(&attempt);
         // The client's own mistake, or a status that means nothing: the account has done its work.
         if failure.reading.effect == Effect::None && !failure.reading.verdict.fails_over() {
-            let health = ctx.rooms.scheduler.health();
-            health.succeeded(ended.account.id, ended.began);
-            count_attempt(ctx, &ended, reason, failure.status);
-            ctx.tries.last = Some((ended.account, failure));
+            request_failed(ctx, &ended, failure, reason);
         } else {
             account_failed(ctx, &ended, failure, reason);
         }

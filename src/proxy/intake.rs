@@ -16,19 +16,18 @@ use tollgate_filters::route::{Endpoint, RouteError};
 use tollgate_filters::{credential, headers, route};
 
 use super::asked::{self, Operation};
-use super::context::{Asked, Context};
+use super::context::Context;
 use super::exchange::{Exchange, Limits};
 use super::money::{self, NotGranted};
 use super::read::{self, ReadError};
+use super::second::SecondChances;
 use super::settlement::Settlement;
 use super::wait::{Line, Lined, Wait, in_line, wait_for};
 use super::{answer, failover, intercepts, models, usage};
 use crate::auth::{self, AskFunds, AuthError, Funds, Principal, Purpose};
 use crate::billing::book::Limit;
-use crate::billing::bound::{Bound, Demand};
 use crate::billing::journal::{Room, UNAPPLIED_LIMIT};
-use crate::billing::quote::Quote;
-use crate::config::{BillingMode, Reservation};
+use crate::config::BillingMode;
 use crate::domain::{ApiKey, Platform, User};
 use crate::limits;
 
@@ -319,13 +318,16 @@ async fn read_request(
             (asked, principal.clone())
         }
     };
-    let exchange = Exchange::new(
+    let mut exchange = Exchange::new(
         ctx.addressee(),
         asked.stream,
         Limits::new(&ctx.config.gateway),
         ctx.snapshot.rules.clone(),
         body,
     );
+    if matches!(endpoint, Endpoint::Messages | Endpoint::CountTokens) {
+        exchange.chances = SecondChances::of(ctx, &principal, asked.counts);
+    }
     ctx.asked = Some(Arc::new(asked));
     Ok((Arc::new(Mutex::new(exchange)), principal))
 }
@@ -428,7 +430,15 @@ async fn fund(
     let hold = match ctx.config.billing.mode {
         BillingMode::Simple => None,
         BillingMode::Standard => {
-            let bound = bound(ctx, principal, &quote, &asked);
+            let bound = money::bound(
+                &ctx.snapshot.directory,
+                &ctx.config.billing,
+                &ctx.tries.excluded,
+                principal,
+                &quote,
+                &asked,
+                ctx.arrived,
+            );
             match money::reserve(session, ctx, exchange, principal, &bound).await {
                 Ok(granted) => {
                     exchange.lock().output_limit = granted.output_limit;
@@ -442,27 +452,4 @@ async fn fund(
     let settlement = Settlement::new(ctx, principal, &asked, quote, hold, room);
     exchange.lock().settlement = Some(settlement);
     Ok(())
-}
-
-/// What the request may cost at most, on whichever account of its group. Where only an estimate is
-/// reserved, accounts are not looked at one by one unless their prices differ: how long an answer of
-/// theirs can be does not matter then.
-fn bound(ctx: &Context, principal: &Principal, quote: &Quote, asked: &Asked) -> Bound {
-    let strict = ctx.config.billing.reservation == Reservation::Strict;
-    let accounts = match strict || quote.depends_on_account() {
-        true => ctx.snapshot.directory.accounts_of(principal.group.id),
-        false => &[],
-    };
-    let names = accounts
-        .iter()
-        .filter(|account| account.is_available(ctx.arrived))
-        .filter(|account| !ctx.tries.excluded.contains(&account.id))
-        .map(|account| account.upstream_model(&asked.model));
-    // What a provider may add to the prompt is most often a small part of what it could: an estimate that
-    // counted a whole context for every tool would leave small balances with one request at a time.
-    let demand = Demand {
-        hosted: asked.demand.hosted && strict,
-        ..asked.demand
-    };
-    quote.bound(names, &demand, asked.tier(), principal.multiplier)
 }

@@ -27,6 +27,8 @@ pub struct ProxyMetrics {
     pub failovers: IntCounterVec,
     /// Further tries on the same account, by reason.
     pub retries: IntCounterVec,
+    /// Requests mended after a refusal and sent once more, by kind.
+    pub repairs: IntCounterVec,
     /// Accounts chosen, by platform and layer.
     pub choices: IntCounterVec,
     /// Conversations' accounts, by what became of them.
@@ -113,6 +115,11 @@ impl ProxyMetrics {
                 "retries_total",
                 "Further tries on the same account within a request, by reason.",
                 &["platform", "reason"],
+            ),
+            repairs: m.counters(
+                "repairs_total",
+                "Requests that were refused, mended and sent once more, by kind (signature, budget).",
+                &["kind"],
             ),
             choices: m.counters(
                 "scheduler_choices_total",

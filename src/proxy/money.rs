@@ -8,14 +8,17 @@ use parking_lot::Mutex;
 use pingora::proxy::Session;
 use tollgate_filters::reply::{ErrorReply, errors};
 
-use super::context::Context;
+use super::context::{Asked, Context};
 use super::exchange::Exchange;
 use super::wait::{Waited, wait_for};
 use crate::auth::Principal;
 use crate::billing::book::{Ask, Denied, Hold, Limit, Limits, Payer, Pays, Refusal};
-use crate::billing::bound::Bound;
+use crate::billing::bound::{Bound, Demand};
+use crate::billing::quote::Quote;
 use crate::config::{BillingConfig, BillingMode, Reservation, StrictOutput};
-use crate::domain::{ApiKey, GroupId, Money, SubscriptionType, UserId, WindowKind};
+use crate::domain::{
+    AccountId, ApiKey, Directory, GroupId, Money, SubscriptionType, UserId, WindowKind,
+};
 
 /// The shortest answer that is worth asking for, and the least that OpenAI's `max_output_tokens` takes.
 /// <https://platform.openai.com/docs/api-reference/responses/create>
@@ -108,6 +111,47 @@ pub fn used_up(ctx: &Context, key: &ApiKey, limit: Limit) -> ErrorReply {
     reply(&refusal, Money::ZERO, ctx.arrived)
 }
 
+/// What the request may cost at most, on whichever account of its group that is not among `kept_out`. Where only an
+/// estimate is reserved, accounts are not looked at one by one unless their prices differ: how long an answer of
+/// theirs can be does not matter then.
+pub fn bound(
+    directory: &Directory,
+    billing: &BillingConfig,
+    kept_out: &[AccountId],
+    principal: &Principal,
+    quote: &Quote,
+    asked: &Asked,
+    now: DateTime<Utc>,
+) -> Bound {
+    let strict = billing.reservation == Reservation::Strict;
+    let accounts = match strict || quote.depends_on_account() {
+        true => directory.accounts_of(principal.group.id),
+        false => &[],
+    };
+    let names = accounts
+        .iter()
+        .filter(|account| account.is_available(now))
+        .filter(|account| !kept_out.contains(&account.id))
+        .map(|account| account.upstream_model(&asked.model));
+    // What a provider may add to the prompt is most often a small part of what it could: an estimate that
+    // counted a whole context for every tool would leave small balances with one request at a time.
+    let demand = Demand {
+        hosted: asked.demand.hosted && strict,
+        ..asked.demand
+    };
+    quote.bound(names, &demand, asked.tier(), principal.multiplier)
+}
+
+/// The question of a request of `principal` that may cost `bound`. It does not count as one more of the minute.
+fn ask_for(principal: &Principal, billing: &BillingConfig, bound: &Bound) -> Ask {
+    let (want, least) = amounts(billing, bound);
+    Ask {
+        want,
+        least,
+        ..ask(principal, billing)
+    }
+}
+
 /// Sets aside what the request may cost. Money that other requests of the user hold is waited for.
 pub async fn reserve(
     session: &mut Session,
@@ -116,25 +160,97 @@ pub async fn reserve(
     principal: &Principal,
     bound: &Bound,
 ) -> Result<Granted, NotGranted> {
-    let billing = &ctx.config.billing;
-    let mut question = Ask {
+    let question = Ask {
         count_request: true,
-        ..ask(principal, billing)
+        ..ask_for(principal, &ctx.config.billing, bound)
     };
-    (question.want, question.least) = amounts(billing, bound);
+    granted(session, ctx, exchange, question, bound).await
+}
+
+/// The same for a request that goes on elsewhere, at another price: `hold` is what it held so far. It was counted as
+/// one of the minute where it came in. Its own money is never in its way; where that is not enough it goes back, so
+/// that two requests cannot wait for each other's.
+pub async fn reserve_anew(
+    session: &mut Session,
+    ctx: &Context,
+    exchange: &Mutex<Exchange>,
+    hold: Option<Hold>,
+    principal: &Principal,
+    bound: &Bound,
+) -> Result<Granted, NotGranted> {
+    let billing = &ctx.config.billing;
+    let question = ask_for(principal, billing, bound);
+    if let Some(hold) = hold {
+        match hold.replace(&question, Utc::now()) {
+            Ok(hold) => {
+                waited(ctx, Instant::now(), "granted");
+                return Ok(of_hold(ctx, bound, hold));
+            }
+            Err(denied) => drop(denied),
+        }
+    }
+    granted(session, ctx, exchange, question, bound).await
+}
+
+/// Replaces what is held for a request that now may cost `bound`, at once or not at all. At least `least_output` tokens
+/// of an answer must be payable.
+///
+/// # Errors
+/// The hold as it was: it cannot be paid for now.
+pub fn raise(
+    billing: &BillingConfig,
+    principal: &Principal,
+    bound: &Bound,
+    least_output: u64,
+    hold: Hold,
+) -> Result<(Hold, Option<u64>), Hold> {
+    let question = ask_for(principal, billing, bound);
+    let question = Ask {
+        least: match question.mode {
+            Reservation::Strict => {
+                let output = bound.output_tokens.min(least_output);
+                question.least.max(bound.total(output))
+            }
+            Reservation::Available | Reservation::None => question.least,
+        },
+        // There is no waiting here.
+        take_what_is_free: true,
+        ..question
+    };
+    match hold.replace(&question, Utc::now()) {
+        Ok(hold) => {
+            let output_limit = lowered(billing, bound, hold.amount());
+            Ok((hold, output_limit))
+        }
+        Err(denied) => Err(denied.0),
+    }
+}
+
+fn of_hold(ctx: &Context, bound: &Bound, hold: Hold) -> Granted {
+    let output_limit = lowered(&ctx.config.billing, bound, hold.amount());
+    if output_limit.is_some() {
+        ctx.rooms.metrics.outputs_lowered.inc();
+    }
+    Granted { hold, output_limit }
+}
+
+async fn granted(
+    session: &mut Session,
+    ctx: &Context,
+    exchange: &Mutex<Exchange>,
+    mut question: Ask,
+    bound: &Bound,
+) -> Result<Granted, NotGranted> {
+    let billing = &ctx.config.billing;
     let deadline = Instant::now() + billing.wait;
     let began = Instant::now();
     loop {
-        let changed = ctx.rooms.book.changed(principal.user.id);
+        let changed = ctx.rooms.book.changed(question.payer.user);
         let now = Utc::now();
         let (refusal, held) = match ctx.rooms.book.reserve(&question, now) {
             Ok(hold) => {
-                let output_limit = lowered(billing, bound, hold.amount());
-                if output_limit.is_some() {
-                    ctx.rooms.metrics.outputs_lowered.inc();
-                }
                 waited(ctx, began, "granted");
-                return Ok(Granted { hold, output_limit });
+                return Ok(of_hold(ctx, bound, hold));
             }
             Err(Denied::Refused(refusal)) => (refusal, false),
             Err(Denied::Held(refusal)) => (refusal, true),

@@ -20,8 +20,9 @@ use super::exchange::{Failure, Judged};
 use super::failover::{EndedAttempt, account_failed, exhausted, retry_pause};
 use super::intercepts;
 use super::message_queue::{Queued, queue};
+use super::regroup::enter;
 use super::wait::wait_for;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, InnerRetries};
 use crate::domain::{Account, Platform};
 use crate::providers::target::Target;
 use crate::providers::{anthropic, antigravity, openai};
@@ -51,6 +52,7 @@ pub fn unserved(ctx: &mut Context, reply: ErrorReply) -> Box<Error> {
 /// The next attempt of this request.
 pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt> {
     pause(session, ctx).await?;
+    enter(session, ctx).await?;
     loop {
         let mut choice = choose_account(session, ctx).await?;
         intercepts::not_for(ctx, &choice)?;
@@ -104,14 +106,14 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
                 continue;
             }
         };
-        let Some(asked) = &ctx.asked else {
+        let Some(asked) = ctx.asked.clone() else {
             return Err(unserved(ctx, errors::internal_error()));
         };
         let account = choice.account;
         let retries = ctx.tries.retries_of(account.id);
         return Ok(Attempt {
             upstream_model: account.upstream_model(&asked.model).to_owned(),
-            path: path(&account, target, asked),
+            path: path(&account, target, &asked),
             target: target.clone(),
             betas,
             address,
@@ -119,12 +121,12 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             turn,
             pool: choice.pool,
             judged: Judged {
-                model: asked.model.clone(),
                 may_fail_over: choice.has_others
                     && ctx.tries.switches < ctx.config.gateway.max_account_switches,
                 may_retry: !asked.counts && retry_pause(&account, retries).is_some(),
-                counts: asked.counts,
+                inner_retries: inner_retries(ctx, &account, &asked),
                 account: account.clone(),
+                asked,
             },
             started,
             began: Utc::now(),
@@ -132,6 +134,17 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
             sent: false,
             account,
         });
+    }
+}
+
+/// Whether, and when, this account may be asked again because its refusal may pass.
+fn inner_retries(ctx: &Context, account: &Account, asked: &Asked) -> InnerRetries {
+    let is_left = account.platform == Platform::Anthropic
+        && !asked.counts
+        && ctx.tries.passing_pause(account).is_some();
+    match is_left {
+        true => ctx.config.gateway.inner_retries,
+        false => InnerRetries::Off,
     }
 }
 

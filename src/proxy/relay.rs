@@ -419,10 +419,19 @@ impl StreamRelay {
         held > PREAMBLE_LIMIT
     }
 
-    /// What a stream says that began with a failure instead of output.
-    pub fn failed_before_output(&self, judge: &Judge<'_>, now: SystemTime) -> Option<Reading> {
+    /// What a stream says that began with a failure instead of output, and how a refusal would have said it.
+    pub fn failed_before_output(
+        &self,
+        judge: &Judge<'_>,
+        now: SystemTime,
+    ) -> Option<(Reading, Bytes)> {
         let failed = self.failed_first.as_ref()?;
-        Some(judge.stream_failure(failed, &self.limits, now))
+        let reading = judge.stream_failure(failed, &self.limits, now);
+        let error = serde_json::json!({
+            "type": "error",
+            "error": { "type": failed.kind, "code": failed.code, "message": failed.message },
+        });
+        Some((reading, error.to_string().into()))
     }
 
     fn at_frame_end(&self) -> bool {

@@ -16,7 +16,9 @@ use super::Rooms;
 use super::context::{Asked, Context, SentAttempt, Tries};
 use super::failover::ANSWERED;
 use super::finish::millis;
+use super::money;
 use super::relay::Answer;
+use super::snapshot::Snapshot;
 use crate::auth::Principal;
 use crate::billing::book::Hold;
 use crate::billing::estimate::{billed, estimated};
@@ -24,10 +26,10 @@ use crate::billing::image::ImageSize;
 use crate::billing::journal::{Draft, JournalError, Progress, Reserved, Room};
 use crate::billing::pricing::ServiceTier;
 use crate::billing::quote::{Quote, Used};
-use crate::config::BillingMode;
+use crate::config::{BillingMode, Config};
 use crate::domain::{
-    AttemptTrace, BillingType, Group, Money, Multiplier, Outcome, PricingMode, SubscriptionType,
-    UsageRecord, UsageSource,
+    AccountId, AttemptTrace, BillingType, Group, Money, Multiplier, Outcome, PricingMode,
+    SubscriptionType, UsageRecord, UsageSource,
 };
 
 /// Between notes of how far a long answer has come. What is lost of it at a crash is at most what came
@@ -55,13 +57,25 @@ enum Noted {
     Sent,
 }
 
-/// The money of one request.
-pub struct Settlement {
-    rooms: Arc<Rooms>,
+/// As what a request is recorded and charged.
+#[derive(Clone)]
+struct Terms {
     principal: Principal,
     fallback_from: Option<Arc<Group>>,
     asked: Arc<Asked>,
     quote: Arc<Quote>,
+    /// Accounts of the group that the channel keeps from it.
+    kept_out: Vec<AccountId>,
+}
+
+/// The money of one request.
+pub struct Settlement {
+    rooms: Arc<Rooms>,
+    config: Arc<Config>,
+    snapshot: Arc<Snapshot>,
+    terms: Terms,
+    /// What it is to be charged as from its next attempt on. Until that is sent, the last one counts.
+    next: Option<Terms>,
     standard: bool,
     id: String,
     client_request_id: Option<String>,
@@ -99,10 +113,16 @@ impl Settlement {
         let rules = ctx.snapshot.directory.rules(principal.group.id);
         let mut settlement = Settlement {
             rooms: ctx.rooms.clone(),
-            principal: principal.clone(),
-            fallback_from: ctx.fallback_from.clone(),
-            asked: asked.clone(),
-            quote,
+            config: ctx.config.clone(),
+            snapshot: ctx.snapshot.clone(),
+            terms: Terms {
+                principal: principal.clone(),
+                fallback_from: ctx.fallback_from.clone(),
+                asked: asked.clone(),
+                quote,
+                kept_out: ctx.tries.excluded.clone(),
+            },
+            next: None,
             standard: ctx.config.billing.mode == BillingMode::Standard,
             id: ctx.id.clone(),
             client_request_id: ctx.client_request_id.clone(),
@@ -130,8 +150,8 @@ impl Settlement {
         let Some(hold) = &self.hold else { return };
         self.rooms.journal.reserved(&Reserved {
             request_id: self.id.clone(),
-            user_id: self.principal.user.id,
-            api_key_id: self.principal.key.id,
+            user_id: self.terms.principal.user.id,
+            api_key_id: self.terms.principal.key.id,
             amount: hold.amount(),
             at: self.arrived,
         });
@@ -147,38 +167,118 @@ impl Settlement {
         let account = sent.account.name.clone();
         self.last_progress = now;
         let reserved = self.hold.as_ref().map_or(Money::ZERO, Hold::amount);
-        let mut draft = match &self.draft {
-            Some(draft) => {
+        let terms = self.next.as_ref().unwrap_or(&self.terms);
+        let mut draft = match (&self.draft, &self.next) {
+            (Some(draft), None) => {
                 let mut draft = draft.clone();
-                self.to_account(&mut draft.record, sent);
+                terms.to_account(&mut draft.record, sent);
                 draft
             }
-            None => Box::new(Draft {
-                record: self.blank(sent),
-                body_len: self.asked.body_len as u64,
+            (None, _) | (_, Some(_)) => Box::new(Draft {
+                record: self.blank(terms, sent),
+                body_len: terms.asked.body_len as u64,
                 reserved,
             }),
         };
         self.left_its_account = tries.was_bound == Some(true) && tries.switches > 0;
         draft.record.attempts = tries.attempts;
-        draft.record.account_switches = tries.switches;
+        draft.record.account_switches = tries.all_switches();
         draft.record.trail.clone_from(&tries.trail);
         // If it cannot be written, the request has not gone there.
         self.rooms.journal.sent(&draft)?;
+        if let Some(next) = self.next.take() {
+            self.terms = next;
+        }
         self.draft = Some(draft);
         self.running = Some((account, now));
         self.noted = Noted::Sent;
         Ok(())
     }
 
-    /// The attempt that ran has failed, or was cut; another may follow.
-    pub fn attempt_ended(&mut self, tries: &Tries, cut: bool) {
+    /// What is held, which is to give way to something else.
+    pub fn give_up_hold(&mut self) -> Option<Hold> {
+        self.hold.take()
+    }
+
+    /// The request goes on in the group of `principal`, with this hold.
+    pub fn go_on_in(
+        &mut self,
+        principal: &Principal,
+        from: Arc<Group>,
+        asked: &Arc<Asked>,
+        quote: Arc<Quote>,
+        hold: Option<Hold>,
+        kept_out: Vec<AccountId>,
+    ) {
+        self.hold = hold;
+        self.next = Some(Terms {
+            principal: principal.clone(),
+            fallback_from: Some(from),
+            asked: asked.clone(),
+            quote,
+            kept_out,
+        });
+    }
+
+    /// The request goes on with another body, which costs no more.
+    pub fn mended(&mut self, asked: &Arc<Asked>) {
+        let terms = self.next.as_ref().unwrap_or(&self.terms);
+        self.next = Some(Terms {
+            asked: asked.clone(),
+            ..terms.clone()
+        });
+    }
+
+    /// The request goes on with another body, which may cost more: what is held is raised to that. Gives the output
+    /// limit that it then has to be sent with.
+    ///
+    /// # Errors
+    /// An answer of `least_output` tokens cannot be paid for; nothing has changed.
+    pub fn raise(&mut self, asked: &Arc<Asked>, least_output: u64) -> Result<Option<u64>, Unpaid> {
+        let mut output_limit = None;
+        if let Some(hold) = self.hold.take() {
+            let terms = self.next.as_ref().unwrap_or(&self.terms);
+            let billing = &self.config.billing;
+            let bound = money::bound(
+                &self.snapshot.directory,
+                billing,
+                &terms.kept_out,
+                &terms.principal,
+                &terms.quote,
+                asked,
+                self.arrived,
+            );
+            match money::raise(billing, &terms.principal, &bound, least_output, hold) {
+                Ok((hold, limit)) => {
+                    self.hold = Some(hold);
+                    output_limit = limit;
+                }
+                Err(hold) => {
+                    self.hold = Some(hold);
+                    return Err(Unpaid);
+                }
+            }
+        }
+        self.mended(asked);
+        Ok(output_limit)
+    }
+
+    /// The attempt that ran has failed, or was cut; another follows (`again`) or not.
+    pub fn attempt_ended(&mut self, tries: &Tries, cut: bool, again: bool) {
+        if again && self.noted == Noted::Sent {
+            // Should the server end before the next is sent, this one is known to be owed nothing.
+            let nothing = Progress {
+                usage: Some(TokenUsage::default()),
+                ..Progress::default()
+            };
+            self.rooms.journal.progress(&self.id, nothing);
+        }
         self.running = None;
         self.cut |= cut;
         self.failed |= tries.last.is_some();
         if let Some(draft) = &mut self.draft {
             draft.record.attempts = tries.attempts;
-            draft.record.account_switches = tries.switches;
+            draft.record.account_switches = tries.all_switches();
             draft.record.trail.clone_from(&tries.trail);
         }
     }
@@ -245,7 +345,7 @@ impl Settlement {
         record.first_token_ms = answer
             .first_token_at
             .map(|at| millis(at.saturating_duration_since(self.started)));
-        let body_len = self.asked.body_len as u64;
+        let body_len = self.terms.asked.body_len as u64;
         let cut_off = answer.first_token_at.is_some() && !answer.complete;
         let (tokens, source) = match answer.usage {
             // It was being answered: that it was read and thought about is not free because nothing of it
@@ -277,17 +377,17 @@ impl Settlement {
     }
 
     fn price(&self, record: &mut UsageRecord) {
-        let tier = self.asked.tier();
+        let terms = &self.terms;
         let used = Used {
             tokens: record.tokens,
             image_count: record.image_count,
-            image_size: self.asked.image_size(),
+            image_size: terms.asked.image_size(),
         };
-        let priced = self.quote.price(
+        let priced = terms.quote.price(
             &record.upstream_model,
             &used,
-            tier,
-            self.principal.multiplier,
+            terms.asked.tier(),
+            terms.principal.multiplier,
         );
         record.cost = priced.cost;
         record.charge = match self.standard {
@@ -300,8 +400,8 @@ impl Settlement {
     }
 
     /// The record as far as it is known before anything has come back.
-    fn blank(&self, sent: SentAttempt) -> UsageRecord {
-        let (principal, asked) = (&self.principal, &self.asked);
+    fn blank(&self, terms: &Terms, sent: SentAttempt) -> UsageRecord {
+        let (principal, asked) = (&terms.principal, &terms.asked);
         // What was asked for is billed (SPEC 9.3), under the tier's own name.
         let service_tier = match asked.tier() {
             Some(tier) => Some(tier.as_str().to_owned()),
@@ -323,7 +423,7 @@ impl Settlement {
             api_key: principal.key.name.clone(),
             group_id: principal.group.id,
             group: principal.group.name.clone(),
-            fallback_from_group: self.fallback_from.as_ref().map(|group| group.name.clone()),
+            fallback_from_group: terms.fallback_from.as_ref().map(|group| group.name.clone()),
             account_id: sent.account.id,
             account: String::new(),
             platform: sent.account.platform,
@@ -344,7 +444,7 @@ impl Settlement {
             account_rate_multiplier: Multiplier::ONE,
             billing_type,
             billing_mode: PricingMode::Token,
-            channel: self.quote.channel().map(|channel| channel.name.clone()),
+            channel: terms.quote.channel().map(|channel| channel.name.clone()),
             billing_tier: None,
             priced: true,
             service_tier,
@@ -359,10 +459,16 @@ impl Settlement {
             ip: self.ip.map(|ip| ip.to_string()),
             user_agent: self.user_agent.clone(),
         };
-        self.to_account(&mut record, sent);
+        terms.to_account(&mut record, sent);
         record
     }
+}
 
+/// It cannot be paid for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unpaid;
+
+impl Terms {
     /// Puts into a record which account it went to.
     fn to_account(&self, record: &mut UsageRecord, sent: SentAttempt) {
         record.model_mapping_chain = self.quote.chain(&sent.upstream_model);

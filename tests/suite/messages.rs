@@ -8,14 +8,14 @@ use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Gate, Received, R
 use crate::call::{Call, LEAVINGS, PROTOCOLS, Protocol};
 use crate::harness::{Gateway, KEY, Setup};
 
-const MODEL: &str = "claude-sonnet-4-5";
+pub const MODEL: &str = "claude-sonnet-4-5";
 /// What [`Usage::default`] costs with [`MODEL`]: 100 × 3 + 40 × 3.75 + 7 × 6 + 20 × 0.3 + 30 × 15 USD a million.
-const CHARGE: &str = "0.000948";
+pub const CHARGE: &str = "0.000948";
 /// The content of a good answer.
-const HELLO: &[Block<'static>] = &[Block::Text(&["Hel", "lo"])];
+pub const HELLO: &[Block<'static>] = &[Block::Text(&["Hel", "lo"])];
 
 /// A set-up for these providers in Anthropic's platform.
-fn setup(upstreams: &[&FakeUpstream]) -> Setup {
+pub fn setup(upstreams: &[&FakeUpstream]) -> Setup {
     Setup::with(upstreams)
         .set("SERVER__H2C", true)
         .resources(|all| {
@@ -26,7 +26,7 @@ fn setup(upstreams: &[&FakeUpstream]) -> Setup {
         })
 }
 
-fn body(stream: bool) -> Value {
+pub fn body(stream: bool) -> Value {
     json!({
         "model": MODEL, "max_tokens": 1024, "stream": stream,
         "messages": [{ "role": "user", "content": "hi" }],
@@ -34,29 +34,29 @@ fn body(stream: bool) -> Value {
 }
 
 /// As current SDKs ask.
-fn post(body: &Value) -> Request {
+pub fn post(body: &Value) -> Request {
     Request::post("/v1/messages", body.to_string())
         .header("x-api-key", KEY)
         .header("anthropic-version", "2023-06-01")
 }
 
-async fn send(gateway: &Gateway, request: &Request) -> ClientReply {
+pub async fn send(gateway: &Gateway, request: &Request) -> ClientReply {
     gateway.h1().await.request(request).await.unwrap()
 }
 
-fn message() -> Message<'static> {
+pub fn message() -> Message<'static> {
     Message::new(MODEL, "msg_1", HELLO)
 }
 
 /// The message, as JSON or as a stream.
-fn answer(stream: bool) -> Answer {
+pub fn answer(stream: bool) -> Answer {
     match stream {
         true => Answer::sse(message().stream()),
         false => Answer::body(200, "application/json", message().json()),
     }
 }
 
-fn assert_charged(record: &Value) {
+pub fn assert_charged(record: &Value) {
     for (field, expected) in [
         ("outcome", json!("ok")),
         ("platform", json!("anthropic")),
@@ -76,7 +76,7 @@ fn assert_charged(record: &Value) {
 }
 
 /// The error in a body or an event of the dialect: its type and its message.
-fn error_of(value: &Value) -> (&str, &str) {
+pub fn error_of(value: &Value) -> (&str, &str) {
     assert_eq!(value["type"], "error", "{value}");
     let error = &value["error"];
     (
@@ -722,7 +722,7 @@ async fn a_stream_that_has_waited_gets_whatever_comes_as_events() {
 
 // ---- what costs nothing
 
-fn count(key: &str, model: &str) -> Request {
+pub fn count(key: &str, model: &str) -> Request {
     let body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] });
     Request::post("/v1/messages/count_tokens", body.to_string()).header("x-api-key", key)
 }

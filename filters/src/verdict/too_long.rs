@@ -1,6 +1,7 @@
 //! Whether a request was refused because its conversation is too long for the model.
 
 use super::message::Said;
+use crate::repair;
 
 /// Words that say so, in lower case (SPEC 9.7a).
 const WORDS: [&str; 4] = [
@@ -11,9 +12,10 @@ const WORDS: [&str; 4] = [
 ];
 
 /// Whether an answer says that the conversation is longer than the model takes, so that another group with
-/// other models may serve it (`fallback_group_on_invalid_request`). It stays the client's own fault otherwise.
+/// other models may serve it (`fallback_group_on_invalid_request`). It stays the client's own fault otherwise. What
+/// asks for a repair of the request ([`repair::wanted`]) is not about its length, although it may name `max_tokens`.
 pub fn is_prompt_too_long(status: u16, body: &[u8]) -> bool {
-    if !matches!(status, 400 | 413) {
+    if !matches!(status, 400 | 413) || repair::wanted(status, body).is_some() {
         return false;
     }
     let text = Said::by_body(body).text.unwrap_or_default().to_lowercase();
@@ -35,6 +37,7 @@ mod tests {
             (400, "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000", true),
             (400, "Request is too long for this model", true),
             (400, "The context length exceeded", true),
+            (400, "`max_tokens` must be greater than `thinking.budget_tokens`", false),
             (413, "Prompt is too long", true),
             (413, "Request exceeds the maximum size", false),
             (400, "messages: at least one message is required", false),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
-use super::decide::Tally;
+use super::decide::{self, Tally};
 use super::purse::{KeyPurse, UserPurse};
-use super::{Ask, Limits, Payer, held_to_reason};
+use super::{Ask, Denied, Limits, Payer, held_to_reason};
 use crate::config::Reservation;
 use crate::domain::Money;
 
@@ -53,6 +53,55 @@ impl Hold {
     /// Who pays.
     pub fn payer(&self) -> &Payer {
         &self.payer
+    }
+
+    /// Asks again for the same request, which costs something else now: this money and no other gives way to what is
+    /// granted, in one step, so that what it holds itself is never in its way and nobody comes between. User and key
+    /// of `ask` are taken to be those of this hold.
+    ///
+    /// # Errors
+    /// [`Denied`], and the hold as it was.
+    pub fn replace(self, ask: &Ask, now: DateTime<Utc>) -> Result<Hold, Box<(Hold, Denied)>> {
+        let ask = Ask {
+            payer: Payer {
+                user: self.payer.user,
+                key: self.payer.key,
+                ..ask.payer
+            },
+            ..*ask
+        };
+        let granted = {
+            let mut funds = self.user.funds.lock();
+            let mut spend = self.key.spend.lock();
+            funds.release(&self.payer, self.amount);
+            spend.release(self.amount);
+            let granted = decide::decide(&ask, &funds, &spend, now);
+            let (payer, amount) = match granted {
+                Ok(amount) => (&ask.payer, amount),
+                Err(_) => (&self.payer, self.amount),
+            };
+            funds.hold(payer, amount);
+            spend.hold(payer, amount);
+            if granted.is_ok() && ask.count_request {
+                funds.count_request(&ask.payer, ask.limits.group_rpm > 0, now);
+            }
+            granted
+        };
+        match granted {
+            Ok(amount) => {
+                let (user, key, tz) = (self.user.clone(), self.key.clone(), self.tz);
+                self.forget();
+                // There may be more now, of the one purse or the other.
+                user.changed.notify_waiters();
+                Ok(Hold::new(user, key, &ask, amount, tz))
+            }
+            Err(denied) => Err(Box::new((self, denied))),
+        }
+    }
+
+    /// What it held is accounted for.
+    fn forget(mut self) {
+        self.open = false;
     }
 
     /// Counts the charge of a request that ended at `at` ([`UsageRecord::settled_at`]), and gives back what

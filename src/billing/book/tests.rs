@@ -397,6 +397,87 @@ fn what_was_counted_goes_on_after_a_restart_and_can_be_given_back() {
     assert_eq!(over, [Window::default(), Window::default(), window(-24, 5)]);
 }
 
+#[test]
+fn a_hold_gives_way_to_another_of_the_same_request_or_stays() {
+    use Reservation::{Available, Strict};
+    const HELD: &str = "held";
+    const REFUSED: &str = "refused";
+    type Row<'r> = (Reservation, i64, i64, i64, i64, Result<i64, &'r str>);
+    #[rustfmt::skip]
+    let rows: &[Row] = &[
+        // Mode, held of 100 before, by others, want, least, what it comes to.
+        (Strict,    60,  0,  80,  0, Ok(80)),
+        (Strict,    60,  0,  20,  0, Ok(20)),
+        (Strict,    60,  0, 300,  0, Ok(100)),
+        (Strict,    60, 30,  80,  0, Err(HELD)),
+        (Strict,    60,  0, 300, 101, Err(REFUSED)),
+        (Available, 60, 40,  80,  0, Ok(60)),
+        (Available, 60,  0,  80,  0, Ok(80)),
+    ];
+    for row @ (mode, before, others, want, least, expected) in rows {
+        let book = with_balance(100);
+        let hold = book.reserve(&ask(*mode, *before), at(0)).unwrap();
+        let _others = (*others > 0).then(|| book.reserve(&ask(*mode, *others), at(0)).unwrap());
+        let again = Ask {
+            least: Money(*least),
+            count_request: false,
+            ..ask(*mode, *want)
+        };
+        let (hold, got) = match hold.replace(&again, at(0)) {
+            Ok(hold) => {
+                let amount = hold.amount();
+                (hold, Ok(amount.0))
+            }
+            Err(denied) => match *denied {
+                (hold, Denied::Held(_)) => (hold, Err(HELD)),
+                (hold, Denied::Refused(_)) => (hold, Err(REFUSED)),
+            },
+        };
+        assert_eq!(got, *expected, "{row:?}");
+        // Refused, it holds what it held.
+        assert_eq!(hold.amount(), Money(got.unwrap_or(*before)), "{row:?}");
+        let held = hold.amount() + Money(*others);
+        assert_eq!(standing(&book, at(0)).reserved, held, "{row:?}");
+        assert_eq!(book.open_holds().count, 1 + u64::from(*others > 0));
+        drop(hold);
+        assert_eq!(standing(&book, at(0)).reserved, Money(*others), "{row:?}");
+    }
+}
+
+#[test]
+fn a_hold_may_change_who_pays() {
+    let book = with_balance(100);
+    let subscribed = Payer {
+        pays: Pays::Subscription,
+        ..PAYER
+    };
+    let in_subscription = Ask {
+        payer: subscribed,
+        ..ask(Reservation::Strict, 70)
+    };
+    let hold = book.reserve(&in_subscription, at(0)).unwrap();
+    assert_eq!(standing(&book, at(0)).reserved, Money(0));
+    let hold = hold.replace(&ask(Reservation::Strict, 90), at(0)).unwrap();
+    assert_eq!(hold.payer(), &PAYER);
+    assert_eq!(standing(&book, at(0)).reserved, Money(90));
+    assert_eq!(hold.settle(Money(80), at(0)), Money(80));
+    let now = standing(&book, at(0));
+    assert_eq!((now.balance, now.reserved), (Money(20), Money(0)));
+    assert_eq!(book.open_holds(), OpenHolds::default());
+    // The other key and user of a question are none of this hold's.
+    let hold = book.reserve(&ask(Reservation::Strict, 5), at(0)).unwrap();
+    let others = Payer {
+        user: UserId(USER.0 + 1),
+        ..PAYER
+    };
+    let of_others = Ask {
+        payer: others,
+        ..ask(Reservation::Strict, 10)
+    };
+    let hold = hold.replace(&of_others, at(0)).unwrap();
+    assert_eq!((hold.payer(), hold.amount()), (&PAYER, Money(10)));
+}
+
 #[tokio::test]
 async fn those_who_wait_are_woken_by_whatever_may_help_them() {
     let limits = Limits {
