@@ -215,11 +215,10 @@ impl Tries {
         same_account(&account.error_policy, Failed::Passing, tried)
     }
 
-    /// The request goes on in another group, with all of its accounts before it.
+    /// The request goes on in another group, whose accounts have not been tried.
     pub fn begin_anew(&mut self) {
         self.switches_before += self.switches + 1;
         self.switches = 0;
-        self.excluded.clear();
         self.again = None;
         self.waited_for_bound = false;
     }

@@ -3,6 +3,7 @@
 use prometheus::{
     CounterVec, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };
+use tollgate_filters::repair::Repair;
 
 use crate::metrics::{Metrics, OWN_SECONDS, REQUEST_SECONDS};
 use crate::scheduler::GateKind;
@@ -94,6 +95,15 @@ pub struct ProxyMetrics {
 impl ProxyMetrics {
     /// Registers the families.
     pub fn new(m: &Metrics) -> ProxyMetrics {
+        let metrics = ProxyMetrics::registered(m);
+        // There from the beginning: an alert on what has never happened yet should not find nothing.
+        for repair in [Repair::Signature, Repair::Budget] {
+            metrics.repairs.with_label_values(&[repair.label()]);
+        }
+        metrics
+    }
+
+    fn registered(m: &Metrics) -> ProxyMetrics {
         ProxyMetrics {
             requests: m.counters(
                 "requests_total",

@@ -203,7 +203,7 @@ pub fn raise(
     bound: &Bound,
     least_output: u64,
     hold: Hold,
-) -> Result<(Hold, Option<u64>), Hold> {
+) -> Result<(Hold, Option<u64>), Box<Hold>> {
     let question = ask_for(principal, billing, bound);
     let question = Ask {
         least: match question.mode {
@@ -222,7 +222,7 @@ pub fn raise(
             let output_limit = lowered(billing, bound, hold.amount());
             Ok((hold, output_limit))
         }
-        Err(denied) => Err(denied.0),
+        Err(denied) => Err(Box::new(denied.0)),
     }
 }
 

@@ -68,7 +68,8 @@ async fn enter_group(
         return Err(No::Unfit);
     }
     let principal = before.in_group(&ctx.snapshot.directory, &group);
-    ctx.tries.begin_anew();
+    // None of the accounts there has failed.
+    ctx.tries.excluded.clear();
     let model = named(ctx, &principal, &asked.requested_model).map_err(|_| No::Unfit)?;
     let Some(quote) = ctx.quote.clone() else {
         return Err(No::Unfit);
@@ -109,6 +110,7 @@ async fn enter_group(
         let kept_out = ctx.tries.excluded.clone();
         settlement.go_on_in(&principal, first, &asked, quote, hold, kept_out);
     }
+    ctx.tries.begin_anew();
     ctx.principal = Some(principal);
     ctx.asked = Some(asked);
     Ok(())

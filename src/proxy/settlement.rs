@@ -254,7 +254,7 @@ impl Settlement {
                     output_limit = limit;
                 }
                 Err(hold) => {
-                    self.hold = Some(hold);
+                    self.hold = Some(*hold);
                     return Err(Unpaid);
                 }
             }

@@ -26,6 +26,14 @@ enum Event {
         nth: usize,
         charge: i64,
     },
+    /// A running request costs something else now, perhaps paid from elsewhere.
+    Replace {
+        nth: usize,
+        subscription: bool,
+        want: i64,
+        least: i64,
+        take_what_is_free: bool,
+    },
     Void {
         nth: usize,
     },
@@ -58,7 +66,17 @@ fn event() -> impl Strategy<Value = Event> {
         0..5_i64,
         any::<bool>(),
     );
+    let replace = (
+        any::<usize>(),
+        any::<bool>(),
+        amount.clone(),
+        0..5_i64,
+        any::<bool>(),
+    );
     prop_oneof![
+        2 => replace.prop_map(|(nth, subscription, want, least, take_what_is_free)| {
+            Event::Replace { nth, subscription, want, least, take_what_is_free }
+        }),
         8 => reserve.prop_map(|(key, subscription, want, least, take_what_is_free)| {
             Event::Reserve { key, subscription, want, least, take_what_is_free }
         }),
@@ -152,16 +170,20 @@ impl World {
                 least,
                 take_what_is_free,
             } => {
-                let strict = self.mode == Reservation::Strict;
-                self.reserve(&Ask {
-                    payer: payer_of(key, subscription),
-                    limits: self.limits,
-                    want: Money(want.max(least)),
-                    least: Money(if strict { least } else { 0 }),
-                    mode: self.mode,
-                    take_what_is_free,
-                    count_request: false,
-                });
+                let payer = payer_of(key, subscription);
+                self.reserve(&self.ask(payer, want, least, take_what_is_free));
+            }
+            Event::Replace {
+                nth,
+                subscription,
+                want,
+                least,
+                take_what_is_free,
+            } => {
+                if let Some(hold) = self.take(nth) {
+                    let payer = payer_of(hold.payer().key.0 as usize, subscription);
+                    self.replace(hold, &self.ask(payer, want, least, take_what_is_free));
+                }
             }
             Event::Settle { nth, charge } => {
                 if let Some(hold) = self.take(nth) {
@@ -181,6 +203,19 @@ impl World {
             Event::Write { count } => self.write(count),
             Event::Refresh => self.refresh(),
             Event::Pass { minutes } => self.now += TimeDelta::minutes(minutes),
+        }
+    }
+
+    fn ask(&self, payer: Payer, want: i64, least: i64, take_what_is_free: bool) -> Ask {
+        let strict = self.mode == Reservation::Strict;
+        Ask {
+            payer,
+            limits: self.limits,
+            want: Money(want.max(least)),
+            least: Money(if strict { least } else { 0 }),
+            mode: self.mode,
+            take_what_is_free,
+            count_request: false,
         }
     }
 
@@ -232,6 +267,28 @@ impl World {
     }
 
     fn reserve(&mut self, ask: &Ask) {
+        let checked = self.book.check(ask, self.now);
+        let reserved = self.book.reserve(ask, self.now);
+        assert_eq!(checked, reserved.as_ref().map(Hold::amount).map_err(|e| *e));
+        self.decided(ask, reserved);
+    }
+
+    /// As if what it holds were free, and nobody came between.
+    fn replace(&mut self, hold: Hold, ask: &Ask) {
+        let before = (*hold.payer(), hold.amount());
+        match hold.replace(ask, self.now) {
+            Ok(hold) => self.decided(ask, Ok(hold)),
+            Err(denied) => {
+                let (hold, denied) = *denied;
+                self.decided(ask, Err(denied));
+                assert_eq!((*hold.payer(), hold.amount()), before);
+                self.holds.push(hold);
+            }
+        }
+    }
+
+    /// What was asked, beside the holds there are, has been decided so.
+    fn decided(&mut self, ask: &Ask, reserved: Result<Hold, Denied>) {
         let purses = self.purses(&ask.payer);
         let left = purses.iter().map(|(left, _)| *left).min();
         let free = purses.iter().map(|(left, held)| *left - *held).min();
@@ -239,9 +296,6 @@ impl World {
             left.unwrap_or(MOST_A_REQUEST),
             free.unwrap_or(MOST_A_REQUEST),
         );
-        let checked = self.book.check(ask, self.now);
-        let reserved = self.book.reserve(ask, self.now);
-        assert_eq!(checked, reserved.as_ref().map(Hold::amount).map_err(|e| *e));
         match reserved {
             Ok(hold) => {
                 assert!(left.is_positive() && left >= ask.least);
