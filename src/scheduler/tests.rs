@@ -377,6 +377,9 @@ fn routed(routing: &serde_json::Value, accounts: Vec<Account>) -> Directory {
     })
 }
 
+/// A pattern, and who is asked first by it.
+type Route = (&'static str, &'static [i64]);
+
 #[test]
 fn each_model_has_the_accounts_that_its_route_names() {
     let accounts = vec![
@@ -405,7 +408,7 @@ fn each_model_has_the_accounts_that_its_route_names() {
         stages(pool, &conditions(&[]), request).unwrap().concat()
     };
     #[rustfmt::skip]
-    let rows: [(&str, &[i64], Option<(&str, &[i64])>); 9] = [
+    let rows: [(&str, &[i64], Option<Route>); 9] = [
         ("opus", &[1, 2, 3], Some(("opus*", &[2, 3]))),
         ("opus-4", &[1, 2, 3], Some(("opus*", &[2, 3]))),
         ("opus-5", &[1, 2, 3, 4], Some(("opus-5", &[1, 4]))),
