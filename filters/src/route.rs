@@ -238,7 +238,7 @@ fn plain_segment(segment: &str) -> bool {
 }
 
 /// The dialect in which the client of a path will want its error.
-fn dialect(path: &str) -> Dialect {
+pub fn dialect(path: &str) -> Dialect {
     let path = path.strip_prefix("/antigravity").unwrap_or(path);
     if path.starts_with("/v1beta") {
         Dialect::Google

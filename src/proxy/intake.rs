@@ -172,6 +172,8 @@ fn settle_connection(session: &mut Session, ctx: &mut Context) -> std::result::R
     if let Some(Err(error)) = framing {
         // What follows on this connection could be anything.
         downstream.set_keepalive(None);
+        // Not routed, but answered as its client reads answers.
+        ctx.dialect = route::dialect(session.req_header().uri.path());
         return Err(errors::ambiguous_framing(error).into());
     }
     Ok(())
