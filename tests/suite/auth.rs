@@ -3,13 +3,24 @@
 use serde_json::{Value, json};
 use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Request, openai, post_json};
 
+use crate::dialect::{Dialect, in_each_dialect};
 use crate::harness::{Gateway, KEY, Setup, ask};
 
 /// A key of the right form that nobody has.
 const NOBODY: &str = "tg-nobody-0123456789abcdef";
 
 fn post(path: &str) -> Request {
-    Request::post(path, ask("gpt-5-mini", false).to_string())
+    post_in(Dialect::Responses, path)
+}
+
+/// A request for JSON to this path, without a key.
+fn post_in(dialect: Dialect, path: &str) -> Request {
+    Request::post(path, dialect.ask(dialect.model(), false).to_string())
+}
+
+/// A request for JSON with the key of this name.
+fn with_key(dialect: Dialect, name: &str) -> Request {
+    dialect.request(dialect.model(), false, &text_of(name))
 }
 
 async fn send(gateway: &Gateway, request: &Request) -> ClientReply {
@@ -35,6 +46,35 @@ fn assert_refused(reply: &ClientReply, status: u16, kind: &str, code: Option<&st
     assert!(message.len() > 10, "{row}: {message:?}");
 }
 
+/// Asserts an error of ours in a dialect; `kind` and `code` are those of OpenAI's.
+fn assert_refused_in(
+    dialect: Dialect,
+    reply: &ClientReply,
+    status: u16,
+    kind: &'static str,
+    code: Option<&str>,
+    row: &str,
+) {
+    if dialect == Dialect::Responses {
+        return assert_refused(reply, status, kind, code, row);
+    }
+    assert_eq!(reply.status, status, "{row}: {}", reply.text());
+    let is_json = reply.header("content-type") == Some("application/json");
+    assert!(is_json, "{row}: {:?}", reply.headers);
+    assert_own_id(reply, row);
+    // Where the libraries look for it, and in the body for people who have only that.
+    let id = reply.header("x-request-id");
+    assert_eq!(reply.header("request-id"), id, "{row}");
+    let body = reply.json();
+    assert_eq!(body["request_id"].as_str(), id, "{row}: {body}");
+    let (said, message) = dialect.refusal(&body);
+    assert_eq!(said, dialect.kind(status, kind), "{row}: {body}");
+    assert!(message.len() > 10, "{row}: {message:?}");
+    // Nothing of the other dialect.
+    let fields = body["error"].as_object().unwrap();
+    assert_eq!(fields.len(), 2, "{row}: {body}");
+}
+
 fn assert_own_id(reply: &ClientReply, row: &str) {
     let id = reply.header("x-request-id").unwrap_or_default();
     assert!(id.starts_with("req_") && id.len() == 28, "{row}: {id:?}");
@@ -57,14 +97,19 @@ fn text_of(name: &str) -> String {
 }
 
 /// Keys for every way to be refused.
-fn with_every_key(setup: Setup) -> Setup {
-    setup.resources(|resources| {
+fn with_every_key(dialect: Dialect, setup: Setup) -> Setup {
+    let platform = dialect.platform();
+    let other = match dialect {
+        Dialect::Responses => "anthropic",
+        Dialect::Messages => "openai",
+    };
+    setup.speaking(dialect).resources(|resources| {
         let groups = resources["groups"].as_array_mut().unwrap();
         groups.push(
-            json!({"name": "sub", "platform": "openai", "subscription_type": "subscription"}),
+            json!({"name": "sub", "platform": platform, "subscription_type": "subscription"}),
         );
-        groups.push(json!({"name": "claude", "platform": "anthropic"}));
-        groups.push(json!({"name": "closed", "platform": "openai", "enabled": false}));
+        groups.push(json!({"name": "other", "platform": other}));
+        groups.push(json!({"name": "closed", "platform": platform, "enabled": false}));
         let users = resources["users"].as_array_mut().unwrap();
         users.push(json!({"name": "gone", "balance": "10", "enabled": false}));
         users.push(json!({"name": "broke", "balance": "0"}));
@@ -96,7 +141,7 @@ fn with_every_key(setup: Setup) -> Setup {
             key("closed", json!({"group": "closed"})),
             key("sub", json!({"group": "sub"})),
             key("later", json!({"group": "sub", "user": "later"})),
-            key("claude", json!({"group": "claude"})),
+            key("other", json!({"group": "other"})),
             key("quota", json!({"quota": "0.00001"})),
             // Several reasons at once: the first check of SPEC 1.3 that fails is the answer.
             key(
@@ -118,10 +163,12 @@ fn with_every_key(setup: Setup) -> Setup {
     })
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_key_gets_its_answer() {
+in_each_dialect!(every_key_gets_its_answer);
+async fn every_key_gets_its_answer(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = with_every_key(Setup::with(&[&upstream])).start().await;
+    let gateway = with_every_key(dialect, Setup::with(&[&upstream]))
+        .start()
+        .await;
     const AUTHENTICATION: &str = "authentication_error";
     const PERMISSION: &str = "permission_error";
     let refused = [
@@ -137,7 +184,7 @@ async fn every_key_gets_its_answer() {
         ("closed", 403, PERMISSION, None),
         ("sub", 403, PERMISSION, Some("SUBSCRIPTION_NOT_FOUND")),
         ("later", 403, PERMISSION, Some("SUBSCRIPTION_INVALID")),
-        ("claude", 404, "not_found_error", None),
+        ("other", 404, "not_found_error", None),
         (
             "disabled-denied",
             401,
@@ -162,31 +209,32 @@ async fn every_key_gets_its_answer() {
         ("unknown", 401, AUTHENTICATION, Some("INVALID_API_KEY")),
     ];
     for (name, status, kind, code) in refused {
-        let reply = send(&gateway, &post("/v1/responses").bearer(&text_of(name))).await;
-        assert_refused(&reply, status, kind, code, name);
+        let reply = send(&gateway, &with_key(dialect, name)).await;
+        assert_refused_in(dialect, &reply, status, kind, code, name);
         if name == "later" {
             let said = reply.text();
             assert!(said.contains("it begins at 2998-01-01T00:00:00Z"), "{said}");
         }
     }
-    let reply = send(&gateway, &post("/v1/responses").bearer(&text_of("here"))).await;
+    let reply = send(&gateway, &with_key(dialect, "here")).await;
     assert_eq!(reply.status, 200);
     // Only the last one went anywhere, and only it is on record.
     assert_eq!(upstream.total(), 1);
     assert_eq!(gateway.only_record().await["api_key"], json!("here"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_client_reads_the_refusal_even_while_it_is_still_sending() {
+in_each_dialect!(a_refused_client_reads_the_refusal_even_while_it_is_still_sending);
+async fn a_refused_client_reads_the_refusal_even_while_it_is_still_sending(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream]).start().await;
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let gateway = setup.start().await;
     for size in [0, 100, 1 << 20, 8 << 20] {
-        let body = json!({"model": "gpt-5-mini", "input": "x".repeat(size)}).to_string();
+        let body = dialect.saying(&"x".repeat(size), dialect.model(), false);
         let mut client = gateway.h1().await;
-        let request = Request::post("/v1/responses", body).bearer(NOBODY);
+        let request = dialect.post(body.to_string(), NOBODY);
         let reply = client.request(&request).await.unwrap();
-        let code = Some("INVALID_API_KEY");
-        assert_refused(&reply, 401, "authentication_error", code, &size.to_string());
+        let (kind, code) = ("authentication_error", Some("INVALID_API_KEY"));
+        assert_refused_in(dialect, &reply, 401, kind, code, &size.to_string());
         // Told whether the connection goes on, and so it does.
         if reply.header("connection") == Some("close") {
             assert!(client.closed_by_peer().await.unwrap(), "{size}");
@@ -200,35 +248,33 @@ async fn a_refused_client_reads_the_refusal_even_while_it_is_still_sending() {
     assert_eq!(upstream.total(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quota_is_used_up_by_what_is_charged() {
+in_each_dialect!(a_quota_is_used_up_by_what_is_charged);
+async fn a_quota_is_used_up_by_what_is_charged(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = with_every_key(Setup::with(&[&upstream])).start().await;
-    let request = post("/v1/responses").bearer(&text_of("quota"));
+    let gateway = with_every_key(dialect, Setup::with(&[&upstream]))
+        .start()
+        .await;
+    let request = with_key(dialect, "quota");
     // The first is let in with anything left, and charged in full.
     assert_eq!(send(&gateway, &request).await.status, 200);
     let reply = send(&gateway, &request).await;
     let (kind, code) = ("rate_limit_error", "API_KEY_QUOTA_EXHAUSTED");
-    assert_refused(&reply, 429, kind, Some(code), "quota");
+    assert_refused_in(dialect, &reply, 429, kind, Some(code), "quota");
     // A quota has no next period: there is no time to come back.
     assert_eq!(reply.header("retry-after"), None);
     gateway.only_record().await;
     let shown = gateway.run_json(&["keys", "show", "quota", "--json"]);
     assert_eq!(shown["status"], json!("quota_exhausted"));
-    assert_eq!(shown["quota_used"], json!("0.0000855"));
+    assert_eq!(shown["quota_used"], json!(dialect.charge()));
     // The user's other keys go on.
-    assert_eq!(
-        send(&gateway, &post("/v1/responses").bearer(KEY))
-            .await
-            .status,
-        200
-    );
+    let other = dialect.plain(dialect.model());
+    assert_eq!(send(&gateway, &other).await.status, 200);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_simple_mode_nothing_is_billed() {
+in_each_dialect!(in_simple_mode_nothing_is_billed);
+async fn in_simple_mode_nothing_is_billed(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = with_every_key(Setup::with(&[&upstream]))
+    let gateway = with_every_key(dialect, Setup::with(&[&upstream]))
         .set("BILLING__MODE", "simple")
         .start()
         .await;
@@ -242,21 +288,23 @@ async fn in_simple_mode_nothing_is_billed() {
         ("inactive", 401),
         ("groupless", 403),
     ] {
-        let reply = send(&gateway, &post("/v1/responses").bearer(&text_of(name))).await;
+        let reply = send(&gateway, &with_key(dialect, name)).await;
         assert_eq!(reply.status, status, "{name}: {}", reply.text());
     }
     for record in gateway.wait_records(4).await {
         assert_eq!(record["billing_type"], json!("none"));
         assert_eq!(record["charge"], json!("0"));
-        assert_eq!(record["cost"], json!("0.0000855"));
+        assert_eq!(record["cost"], json!(dialect.charge()));
     }
     assert_eq!(gateway.balance("broke"), "0");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_key_may_stand() {
+in_each_dialect!(where_the_key_may_stand);
+async fn where_the_key_may_stand(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream]).start().await;
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let gateway = setup.start().await;
+    let path = dialect.path();
     let bearer = format!("Bearer {KEY}");
     let lower = format!("bearer   {KEY}  ");
     let basic = format!("Basic {KEY}");
@@ -285,7 +333,7 @@ async fn where_the_key_may_stand() {
         (&[], required),
     ];
     for (headers, refusal) in rows {
-        let mut request = post("/v1/responses");
+        let mut request = post_in(dialect, path);
         for (name, value) in *headers {
             request = request.header(name, value);
         }
@@ -294,22 +342,19 @@ async fn where_the_key_may_stand() {
         match refusal {
             None => assert_eq!(reply.status, 200, "{row}: {}", reply.text()),
             Some((status, kind, code)) => {
-                assert_refused(&reply, *status, kind, Some(code), &row);
+                assert_refused_in(dialect, &reply, *status, kind, Some(code), &row);
             }
         }
     }
     for query in ["key", "api_key", "x=1&key", "%6bey"] {
-        let path = format!("/v1/responses?{query}={KEY}");
-        let reply = send(&gateway, &post(&path).bearer(KEY)).await;
-        let code = "api_key_in_query_deprecated";
-        assert_refused(&reply, 400, "invalid_request_error", Some(code), query);
+        let path = format!("{path}?{query}={KEY}");
+        let reply = send(&gateway, &post_in(dialect, &path).bearer(KEY)).await;
+        let (kind, code) = ("invalid_request_error", "api_key_in_query_deprecated");
+        assert_refused_in(dialect, &reply, 400, kind, Some(code), query);
     }
     // An empty one is none, and other parameters mean nothing here.
-    let reply = send(
-        &gateway,
-        &post("/v1/responses?key=&other=1&monkey=2").bearer(KEY),
-    )
-    .await;
+    let path = format!("{path}?key=&other=1&monkey=2");
+    let reply = send(&gateway, &post_in(dialect, &path).bearer(KEY)).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
@@ -427,16 +472,23 @@ async fn paths_and_methods() {
     assert_eq!(upstream.total(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn base_urls_aliases_and_sub_paths() {
+in_each_dialect!(base_urls_aliases_and_sub_paths);
+async fn base_urls_aliases_and_sub_paths(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    upstream.otherwise(Answer::body(
-        200,
-        "application/json",
-        openai::responses_json("gpt-5-mini", "resp_1", "hi", Default::default()),
-    ));
+    upstream.otherwise(dialect.body("resp_1", "hi"));
     // (what follows the host in base_url, the client's path, the upstream's, the record's endpoint)
-    let rows = [
+    const MESSAGES: &str = "/v1/messages";
+    #[rustfmt::skip]
+    let rows_of_messages = [
+        ("", MESSAGES, MESSAGES, MESSAGES),
+        ("/", "/v1/messages/", MESSAGES, MESSAGES),
+        ("/v1", MESSAGES, MESSAGES, MESSAGES),
+        ("/v1/", "/v1/messages?beta=true", MESSAGES, MESSAGES),
+        ("/relay", MESSAGES, "/relay/v1/messages", MESSAGES),
+        ("/relay/v1", MESSAGES, "/relay/v1/messages", MESSAGES),
+        ("/x/v1/messages/", MESSAGES, "/x/v1/messages", MESSAGES),
+    ];
+    let rows_of_responses = [
         ("", "/v1/responses", "/v1/responses", "/v1/responses"),
         ("/", "/responses", "/v1/responses", "/v1/responses"),
         ("/v1", "/v1/responses/", "/v1/responses", "/v1/responses"),
@@ -477,6 +529,10 @@ async fn base_urls_aliases_and_sub_paths() {
             "/v1/responses",
         ),
     ];
+    let (rows, query) = match dialect {
+        Dialect::Responses => (rows_of_responses.to_vec(), ""),
+        Dialect::Messages => (rows_of_messages.to_vec(), "?beta=true"),
+    };
     let bases: Vec<String> = rows
         .iter()
         .map(|(suffix, ..)| format!("{}{suffix}", upstream.url()))
@@ -492,14 +548,15 @@ async fn base_urls_aliases_and_sub_paths() {
                 keys.push(key(&group, json!({"group": group})));
             }
         })
+        .speaking(dialect)
         .start()
         .await;
     for (index, (suffix, path, there, endpoint)) in rows.into_iter().enumerate() {
         let key = text_of(&format!("g{index}"));
-        let reply = send(&gateway, &post(path).bearer(&key)).await;
+        let reply = send(&gateway, &post_in(dialect, path).bearer(&key)).await;
         assert_eq!(reply.status, 200, "{suffix} {path}: {}", reply.text());
         let seen = upstream.requests().pop().unwrap();
-        assert_eq!(seen.target, there, "{suffix} {path}");
+        assert_eq!(seen.target, format!("{there}{query}"), "{suffix} {path}");
         assert_eq!(seen.method, "POST");
         let host = upstream.address().to_string();
         assert_eq!(seen.host(), Some(host.as_str()));
@@ -550,19 +607,23 @@ async fn models_are_the_usual_ones_or_those_of_the_mappings() {
     assert!(gateway.records().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn request_ids_are_ours() {
+in_each_dialect!(request_ids_are_ours);
+async fn request_ids_are_ours(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream]).start().await;
-    let answer = openai::responses_json("gpt-5-mini", "resp_1", "hi", Default::default());
-    upstream.push(
-        Answer::body(200, "application/json", answer).header("x-request-id", "req_of_upstream"),
-    );
-    let request = post("/v1/responses")
-        .bearer(KEY)
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let gateway = setup.start().await;
+    let named = match dialect {
+        Dialect::Responses => "x-request-id",
+        Dialect::Messages => "request-id",
+    };
+    let answer = dialect.body("resp_1", "hi");
+    upstream.push(answer.header(named, "req_of_upstream"));
+    let request = dialect
+        .plain(dialect.model())
         .header("x-request-id", "mine-1");
     let reply = send(&gateway, &request).await;
     assert_own_id(&reply, "answer");
+    assert_eq!(reply.header(named), reply.header("x-request-id"));
     assert_eq!(
         reply.header("x-upstream-request-id"),
         Some("req_of_upstream")
@@ -579,7 +640,7 @@ async fn request_ids_are_ours() {
     gateway.wait_records(2).await;
 
     // An error relayed from upstream carries both as well.
-    upstream.push(Answer::error(400, "bad").header("x-request-id", "req_of_upstream_2"));
+    upstream.push(dialect.error(400, "bad").header(named, "req_of_upstream_2"));
     let reply = send(&gateway, &request).await;
     assert_eq!(reply.status, 400);
     assert_own_id(&reply, "relayed error");

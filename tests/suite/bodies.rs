@@ -6,7 +6,8 @@ use bytes::Bytes;
 use serde_json::json;
 use tollgate_test_support::{Answer, Early, Received};
 
-use crate::cells::{self, Cell, Client, Kind, MODEL, Side, World, assert_same, body, with_model};
+use crate::cells::{self, Cell, Client, Kind, Side, World, assert_same, body, with_model};
+use crate::dialect::{DIALECTS, Dialect};
 use crate::harness::Setup;
 
 const KIB: usize = 1 << 10;
@@ -34,14 +35,14 @@ impl Plan {
         Plan::Twice,
     ];
 
-    fn failures(self) -> Vec<Answer> {
+    fn failures(self, dialect: Dialect) -> Vec<Answer> {
         match self {
             Plan::Success => vec![],
-            Plan::Limited => vec![Answer::error(429, "rate_limit_exceeded")],
-            Plan::Refused => vec![Answer::error(401, "invalid_api_key")],
+            Plan::Limited => vec![dialect.error(429, "rate_limit_exceeded")],
+            Plan::Refused => vec![dialect.error(401, "invalid_api_key")],
             Plan::Reset => vec![Answer::reset()],
             Plan::Twice => vec![
-                Answer::error(529, "overloaded").chunked(&[3]),
+                dialect.error(529, "overloaded").chunked(&[3]),
                 Answer::close(),
             ],
         }
@@ -55,21 +56,30 @@ struct Row {
     plan: Plan,
 }
 
-fn rows(side: Side) -> Vec<(Kind, usize, Plan, bool)> {
+fn rows(side: Side) -> Vec<(Dialect, Kind, usize, Plan, bool)> {
     let mut rows = Vec::new();
     for kind in Kind::CLEAR {
         for size in SIZES {
-            for plan in Plan::ALL {
-                rows.extend([false, true].map(|mapped| (kind, size, plan, mapped)));
+            for (turn, plan) in Plan::ALL.into_iter().enumerate() {
+                let with = |mapped| (Dialect::Responses, kind, size, plan, mapped);
+                rows.extend([false, true].map(with));
+                // On the same connection, in turn.
+                rows.push((Dialect::Messages, kind, size, plan, turn % 2 == 0));
             }
         }
     }
     for size in SIZES {
-        rows.push((Kind::H2Tls, size, Plan::Limited, true));
+        let with = |dialect| (dialect, Kind::H2Tls, size, Plan::Limited, true);
+        rows.extend(DIALECTS.map(with));
+    }
+    // No power of two, the least that is too much for many a proxy's buffer, and more than most allow.
+    for (plan, size) in [(Plan::Twice, 2 * MIB + 1), (Plan::Reset, 30 * MIB)] {
+        rows.push((Dialect::Messages, Kind::H1Length, size, plan, true));
+        rows.push((Dialect::Messages, Kind::H2Open, 2 * MIB + 1, plan, false));
     }
     // 30 MiB takes its time in a debug build: each kind of client, each plan, with and without a
     // mapping, but not everything with everything.
-    rows.extend(match side {
+    let large = match side {
         Side::Http1 => [
             (Kind::H1Length, 30 * MIB, Plan::Twice, true),
             (Kind::H1Chunked, 30 * MIB, Plan::Reset, false),
@@ -84,17 +94,20 @@ fn rows(side: Side) -> Vec<(Kind, usize, Plan, bool)> {
             (Kind::H2Open, 30 * MIB, Plan::Limited, true),
             (Kind::H2Tls, 30 * MIB, Plan::Success, false),
         ],
-    });
+    };
+    rows.extend(
+        large.map(|(kind, size, plan, mapped)| (Dialect::Responses, kind, size, plan, mapped)),
+    );
     rows
 }
 
 async fn matrix(side: Side) {
     let mut rows_with_cells = Vec::new();
     let world = World::start(side, |resources, url| {
-        for (number, (kind, size, plan, mapped)) in rows(side).into_iter().enumerate() {
-            let accounts = plan.failures().len() + 1;
+        for (number, (dialect, kind, size, plan, mapped)) in rows(side).into_iter().enumerate() {
+            let accounts = plan.failures(dialect).len() + 1;
             let name = format!("c{number}");
-            let cell = cells::add(resources, &name, url, accounts, mapped);
+            let cell = cells::add(dialect, resources, &name, url, accounts, mapped);
             rows_with_cells.push(Row {
                 cell,
                 kind,
@@ -115,21 +128,25 @@ async fn matrix(side: Side) {
 
 async fn run(world: &World, client: &mut Client, row: &Row) {
     let Row { cell, plan, .. } = row;
-    let what = format!("{} {:?} {} {plan:?}", cell.name, row.kind, row.size);
-    let failures = plan.failures();
+    let dialect = cell.dialect;
+    let what = format!(
+        "{} {dialect:?} {:?} {} {plan:?}",
+        cell.name, row.kind, row.size
+    );
+    let failures = plan.failures(dialect);
     let attempts = failures.len() + 1;
     for (credential, answer) in cell.credentials.iter().zip(failures) {
         world.upstream.push_for(credential, answer);
     }
-    let sent = body(row.size, plan.failures().len() % 2 == 0);
-    let reply = client.post(&cell.key, &sent).await;
+    let sent = body(dialect, row.size, attempts % 2 == 1);
+    let reply = client.post(cell, &sent).await;
     let reply = reply.unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(reply.status, 200, "{what}: {}", reply.text());
-    assert_eq!(reply.json()["model"], json!(MODEL), "{what}");
+    assert_eq!(reply.json()["model"], dialect.model(), "{what}");
     let seen = world.upstream.wait_complete(attempts).await;
     assert_eq!(seen.len(), attempts, "{what}");
     for (place, request) in seen.iter().enumerate() {
-        let expected = with_model(&sent, cell.upstream_model(place));
+        let expected = with_model(cell, place, &sent);
         let what = format!("{what}, attempt {place}");
         assert_attempt(&what, request, &cell.credentials[place], &expected);
     }
@@ -163,27 +180,29 @@ async fn every_body_reaches_every_attempt_over_http2() {
 async fn a_refusal_before_the_body_was_read_leads_to_the_next_account() {
     for side in Side::ALL {
         for early in [Early::Close, Early::Drain, Early::Hold] {
-            refused_early(side, early).await;
+            refused_early(Dialect::Responses, side, early).await;
         }
     }
+    refused_early(Dialect::Messages, Side::Http1, Early::Close).await;
+    refused_early(Dialect::Messages, Side::Http2, Early::Drain).await;
 }
 
-async fn refused_early(side: Side, early: Early) {
-    let what = format!("{side:?} {early:?}");
+async fn refused_early(dialect: Dialect, side: Side, early: Early) {
+    let what = format!("{dialect:?} {side:?} {early:?}");
     let mut cell = None;
     // Over HTTP/1.1 nothing is read while a write waits: an upstream that neither reads on nor
     // closes is heard when the write times out.
     let stall = |setup: Setup| setup.set("GATEWAY__STALL_TIMEOUT_MS", 3000);
     let world = World::start_with(side, stall, |resources, url| {
-        cell = Some(cells::add(resources, "early", url, 2, true));
+        cell = Some(cells::add(dialect, resources, "early", url, 2, true));
     })
     .await;
     let cell = cell.unwrap();
-    let refusal = Answer::error(401, "invalid_api_key").early(early);
+    let refusal = dialect.error(401, "invalid_api_key").early(early);
     world.upstream.push_for(&cell.credentials[0], refusal);
-    let sent = body(30 * MIB, true);
+    let sent = body(dialect, 30 * MIB, true);
     let mut client = world.client(Kind::H1Length).await;
-    let reply = client.post(&cell.key, &sent).await.unwrap();
+    let reply = client.post(&cell, &sent).await.unwrap();
     assert_eq!(reply.status, 200, "{what}: {}", reply.text());
     let second = cell.credentials[1].as_str();
     let answered = |seen: &[Received]| {
@@ -192,13 +211,13 @@ async fn refused_early(side: Side, early: Early) {
     };
     let seen = world.upstream.wait_for(&what, answered).await;
     assert_eq!(seen.len(), 2, "{what}");
-    let expected = with_model(&sent, cell.upstream_model(1));
+    let expected = with_model(&cell, 1, &sent);
     assert_attempt(&what, &seen[1], second, &expected);
     let record = world.gateway.only_record().await;
     assert_eq!(record["attempts"], json!(2), "{what}");
     assert_eq!(record["account_switches"], json!(1), "{what}");
     assert_eq!(record["outcome"], json!("ok"), "{what}");
     // The connection of the client is as good as before.
-    let reply = client.post(&cell.key, &body(KIB, true)).await.unwrap();
+    let reply = client.post(&cell, &body(dialect, KIB, true)).await.unwrap();
     assert_eq!(reply.status, 200, "{what}: {}", reply.text());
 }

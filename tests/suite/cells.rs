@@ -7,17 +7,26 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tollgate_test_support::{ClientReply, FakeUpstream, H1Client, H2Client, Request, TestCa};
 
+use crate::dialect::Dialect;
 use crate::harness::{Gateway, Setup, free_address};
 
-/// The model clients ask for.
-pub const MODEL: &str = "gpt-5-mini";
-
-/// What accounts with a mapping call [`MODEL`], in order: shorter, longer, of the same length.
-const UPSTREAM_MODELS: [&str; 3] = ["o3", "gpt-5-mini-2025-08-07-or-so", "gpt-5-nano"];
+/// What accounts with a mapping call the model, in order: shorter, longer, of the same length.
+fn upstream_models(dialect: Dialect) -> [&'static str; 3] {
+    match dialect {
+        Dialect::Responses => ["o3", "gpt-5-mini-2025-08-07-or-so", "gpt-5-nano"],
+        Dialect::Messages => [
+            "claude-3",
+            "claude-sonnet-4-5-20250929-or-so",
+            "claude-sonnet-4-6",
+        ],
+    }
+}
 
 /// One cell.
 #[derive(Clone, Debug)]
 pub struct Cell {
+    /// What its clients speak.
+    pub dialect: Dialect,
     /// Says in a failure which one it is.
     pub name: String,
     /// The client key.
@@ -31,14 +40,15 @@ impl Cell {
     /// What the account in this place calls the model.
     pub fn upstream_model(&self, place: usize) -> &'static str {
         match self.mapped {
-            true => UPSTREAM_MODELS[place % UPSTREAM_MODELS.len()],
-            false => MODEL,
+            true => upstream_models(self.dialect)[place % 3],
+            false => self.dialect.model(),
         }
     }
 }
 
 /// Adds a cell with so many accounts at `base_url`.
 pub fn add(
+    dialect: Dialect,
     resources: &mut Value,
     name: &str,
     base_url: &str,
@@ -46,20 +56,21 @@ pub fn add(
     mapped: bool,
 ) -> Cell {
     let cell = Cell {
+        dialect,
         name: name.to_owned(),
         key: format!("tg-cell-{name}-0123456789"),
         credentials: (1..=accounts).map(|n| format!("sk-{name}-{n}")).collect(),
         mapped,
     };
-    list(resources, "groups").push(json!({ "name": name, "platform": "openai" }));
+    list(resources, "groups").push(json!({ "name": name, "platform": dialect.platform() }));
     for (place, credential) in cell.credentials.iter().enumerate() {
         let mapping = match mapped {
-            true => json!({ MODEL: cell.upstream_model(place) }),
+            true => json!({ dialect.model(): cell.upstream_model(place) }),
             false => json!({}),
         };
         list(resources, "accounts").push(json!({
             "name": credential,
-            "platform": "openai",
+            "platform": dialect.platform(),
             "type": "api_key",
             "credentials": { "api_key": credential, "base_url": base_url },
             "groups": [name],
@@ -195,10 +206,9 @@ enum Link {
 }
 
 impl Client {
-    /// Sends `POST /v1/responses` and reads the answer.
-    pub async fn post(&mut self, key: &str, body: &Bytes) -> std::io::Result<ClientReply> {
-        self.send(Request::post("/v1/responses", body.clone()).bearer(key))
-            .await
+    /// Sends a request to this cell and reads the answer.
+    pub async fn post(&mut self, cell: &Cell, body: &Bytes) -> std::io::Result<ClientReply> {
+        self.send(cell.dialect.post(body.clone(), &cell.key)).await
     }
 
     /// Sends this request, its body framed as this client frames bodies, and reads the answer.
@@ -215,16 +225,27 @@ impl Client {
 }
 
 /// A valid request of exactly `size` bytes whose text repeats nowhere; the model stands first or last.
-pub fn body(size: usize, model_first: bool) -> Bytes {
+pub fn body(dialect: Dialect, size: usize, model_first: bool) -> Bytes {
+    let model = dialect.model();
     // Spaces and spellings that no serializer would write the same way again.
-    let (head, tail) = match model_first {
-        true => (
-            format!(r#"{{ "model" : "{MODEL}","temperature":1.0e0,"input":""#),
+    let (head, tail) = match (dialect, model_first) {
+        (Dialect::Responses, true) => (
+            format!(r#"{{ "model" : "{model}","temperature":1.0e0,"input":""#),
             r#""}"#.to_owned(),
         ),
-        false => (
+        (Dialect::Responses, false) => (
             r#"{"input":""#.to_owned(),
-            format!(r#"","stream" :false, "model":"{MODEL}" }}"#),
+            format!(r#"","stream" :false, "model":"{model}" }}"#),
+        ),
+        (Dialect::Messages, true) => (
+            format!(
+                r#"{{ "model" : "{model}","temperature":1.0e0,"max_tokens":100,"messages":[ {{"role":"user","content" :""#
+            ),
+            r#""}]}"#.to_owned(),
+        ),
+        (Dialect::Messages, false) => (
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":""#.to_owned(),
+            format!(r#""}}]}} ],"max_tokens": 100, "stream" :false, "model":"{model}" }}"#),
         ),
     };
     let mut body = Vec::with_capacity(size);
@@ -249,12 +270,13 @@ pub fn body(size: usize, model_first: bool) -> Bytes {
     Bytes::from(body)
 }
 
-/// What an upstream is to get of a [`body`]: its model under another name, nothing else changed.
-pub fn with_model(body: &Bytes, model: &str) -> Bytes {
-    if model == MODEL {
+/// What the upstream in this place is to get of a [`body`]: its model under another name, nothing else changed.
+pub fn with_model(cell: &Cell, place: usize, body: &Bytes) -> Bytes {
+    let model = cell.upstream_model(place);
+    if model == cell.dialect.model() {
         return body.clone();
     }
-    let name = format!("\"{MODEL}\"");
+    let name = format!("\"{}\"", cell.dialect.model());
     let at = body
         .windows(name.len())
         .position(|window| window == name.as_bytes())

@@ -5,30 +5,31 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tollgate_test_support::{Answer, FakeUpstream, Gate, TestCa, Usage, openai};
+use tollgate_test_support::{Answer, FakeUpstream, Gate, TestCa};
 
-use crate::call::{Call, LEAVINGS, Leaving, Protocol, plain, request, streamed};
+use crate::call::{Call, LEAVINGS, Leaving, Protocol};
+use crate::dialect::{Dialect, OUTPUT, in_each_dialect};
 use crate::harness::{Gateway, KEY, LIMIT, Setup};
 
 const TEXT: &str = "Hello wide world";
 
-fn frames() -> Vec<Bytes> {
-    openai::responses_stream("gpt-5-mini", "r", &[TEXT, " and on"], Usage::default())
+fn sse(dialect: Dialect) -> Answer {
+    dialect.sse("r", &[TEXT, " and on"])
 }
 
 /// Frames up to the first delta.
-fn begun() -> usize {
-    openai::responses_cut("gpt-5-mini", "r", &[TEXT]).len()
+fn begun(dialect: Dialect) -> usize {
+    dialect.cut("r", &[TEXT]).len()
 }
 
-fn whole_json() -> Answer {
-    let json = openai::responses_json("gpt-5-mini", "r", TEXT, Usage::default());
-    Answer::body(200, "application/json", json)
+fn whole_json(dialect: Dialect) -> Answer {
+    dialect.body("r", TEXT)
 }
 
 /// Where the leaving of a client under way is written down, which is nowhere else to be seen.
-fn watching(setup: Setup) -> Setup {
+fn watching(dialect: Dialect, setup: Setup) -> Setup {
     setup
+        .speaking(dialect)
         .set("SERVER__H2C", true)
         .set("LOGGING__LEVEL", "debug")
 }
@@ -77,19 +78,39 @@ const MOMENTS: [Moment; 4] = [
 
 impl Moment {
     /// An answer that waits at the gate at this moment.
-    fn answer(self, gate: &Gate) -> Answer {
+    fn answer(self, dialect: Dialect, gate: &Gate) -> Answer {
+        let preamble = dialect.preamble("r").len();
         match self {
-            Moment::BeforeTheHeader => Answer::sse(frames()).after(gate),
-            Moment::InThePreamble => Answer::sse(frames()).gated(2, gate),
-            Moment::InTheStream => Answer::sse(frames()).gated(begun(), gate),
-            Moment::InTheJson => whole_json().chunked(&[100]).gated(1, gate),
+            Moment::BeforeTheHeader => sse(dialect).after(gate),
+            Moment::InThePreamble => sse(dialect).gated(preamble, gate),
+            Moment::InTheStream => sse(dialect).gated(begun(dialect), gate),
+            Moment::InTheJson => whole_json(dialect).chunked(&[100]).gated(1, gate),
+        }
+    }
+
+    /// What is known of the usage when an answer ends at this moment: where it comes from, and the output tokens.
+    fn known(self, dialect: Dialect) -> (&'static str, u64) {
+        match (self, dialect) {
+            (Moment::BeforeTheHeader, _) => ("none", 0),
+            (Moment::InThePreamble, Dialect::Responses) => ("none", 0),
+            // It begins with the input, which is to be paid.
+            (Moment::InThePreamble, Dialect::Messages) => ("estimated", 1),
+            (Moment::InTheStream, _) => ("estimated", 4),
+            // The 100 bytes that came of it: all that can be known.
+            (Moment::InTheJson, _) => ("estimated", 25),
         }
     }
 
     /// Sends a request and returns when it has come to this moment.
-    async fn reach(self, gateway: &Gateway, gate: &Gate, protocol: Protocol) -> Call {
+    async fn reach(
+        self,
+        dialect: Dialect,
+        gateway: &Gateway,
+        gate: &Gate,
+        protocol: Protocol,
+    ) -> Call {
         let reached = gate.reached();
-        let request = request("gpt-5-mini", self != Moment::InTheJson, KEY);
+        let request = dialect.request(dialect.model(), self != Moment::InTheJson, KEY);
         let mut call = Call::send(gateway, protocol, &request).await;
         gate.wait_reached(reached + 1).await;
         match self {
@@ -107,13 +128,13 @@ impl Moment {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn before_the_body_is_complete_nothing_is_sent() {
+in_each_dialect!(before_the_body_is_complete_nothing_is_sent);
+async fn before_the_body_is_complete_nothing_is_sent(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::with(&[&upstream])).start().await;
+    let gateway = watching(dialect, Setup::with(&[&upstream])).start().await;
     let mut open = Vec::new();
     for (count, leaving) in LEAVINGS.into_iter().enumerate() {
-        let request = streamed("gpt-5-mini");
+        let request = dialect.streamed(dialect.model());
         let call = Call::begin(&gateway, leaving.protocol(), &request, "{\"model\":").await;
         gateway.wait_metric("requests_in_flight", 1.0).await;
         open.extend(call.leave(leaving).await);
@@ -125,17 +146,19 @@ async fn before_the_body_is_complete_nothing_is_sent() {
     assert!(gateway.records().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_is_read_to_its_end_and_charged_exactly() {
+in_each_dialect!(an_answer_is_read_to_its_end_and_charged_exactly);
+async fn an_answer_is_read_to_its_end_and_charged_exactly(dialect: Dialect) {
     for moment in MOMENTS {
         let upstream = FakeUpstream::start().await;
-        let gateway = watching(Setup::with(&[&upstream])).start().await;
+        let gateway = watching(dialect, Setup::with(&[&upstream])).start().await;
         let mut open = Vec::new();
         for (count, leaving) in LEAVINGS.into_iter().enumerate() {
             let what = format!("{moment:?} {leaving:?}");
             let gate = Gate::new();
-            upstream.push(moment.answer(&gate));
-            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            upstream.push(moment.answer(dialect, &gate));
+            let call = moment
+                .reach(dialect, &gateway, &gate, leaving.protocol())
+                .await;
             open.extend(call.leave(leaving).await);
             missed(&gateway, count + 1).await;
             // Its slots stay held while the provider works for it.
@@ -146,9 +169,8 @@ async fn an_answer_is_read_to_its_end_and_charged_exactly() {
             gate.open();
             let records = gateway.wait_records(count + 1).await;
             for record in records {
-                assert_left(&record, "reported", 30, &what);
-                // 100 × 0.25 + 20 × 0.025 + 30 × 2 millionths.
-                assert_eq!(record["charge"], "0.0000855", "{what}");
+                assert_left(&record, "reported", OUTPUT, &what);
+                assert_eq!(record["charge"], dialect.charge(), "{what}");
             }
         }
         upstream.wait_idle().await;
@@ -158,15 +180,19 @@ async fn an_answer_is_read_to_its_end_and_charged_exactly() {
                 .iter()
                 .all(|seen| seen.answered && !seen.peer_left)
         );
-        assert_eq!(gateway.balance("alice"), "9.9995725");
+        let left = match dialect {
+            Dialect::Responses => "9.9995725",
+            Dialect::Messages => "9.99526",
+        };
+        assert_eq!(gateway.balance("alice"), left);
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_aborted_answer_is_given_up_at_once() {
+in_each_dialect!(an_aborted_answer_is_given_up_at_once);
+async fn an_aborted_answer_is_given_up_at_once(dialect: Dialect) {
     for moment in MOMENTS {
         let upstream = FakeUpstream::start().await;
-        let gateway = watching(Setup::with(&[&upstream]))
+        let gateway = watching(dialect, Setup::with(&[&upstream]))
             .set("GATEWAY__ON_CLIENT_DISCONNECT", "abort")
             .start()
             .await;
@@ -174,8 +200,10 @@ async fn an_aborted_answer_is_given_up_at_once() {
         for (count, leaving) in LEAVINGS.into_iter().enumerate() {
             let what = format!("{moment:?} {leaving:?}");
             let gate = Gate::new();
-            upstream.push(moment.answer(&gate));
-            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            upstream.push(moment.answer(dialect, &gate));
+            let call = moment
+                .reach(dialect, &gateway, &gate, leaving.protocol())
+                .await;
             open.extend(call.leave(leaving).await);
             // The gate stays shut: the provider sees that nobody waits any more.
             upstream
@@ -184,12 +212,7 @@ async fn an_aborted_answer_is_given_up_at_once() {
                 })
                 .await;
             let records = gateway.wait_records(count + 1).await;
-            let (source, output) = match moment {
-                Moment::InTheStream => ("estimated", 4),
-                // The 100 bytes that came of it: all that can be known.
-                Moment::InTheJson => ("estimated", 25),
-                _ => ("none", 0),
-            };
+            let (source, output) = moment.known(dialect);
             for record in records {
                 assert_left(&record, source, output, &what);
             }
@@ -202,18 +225,18 @@ async fn an_aborted_answer_is_given_up_at_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reading_on_is_bounded() {
+in_each_dialect!(reading_on_is_bounded);
+async fn reading_on_is_bounded(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::with(&[&upstream]))
+    let gateway = watching(dialect, Setup::with(&[&upstream]))
         .set("GATEWAY__DRAIN_TIMEOUT_MS", 300)
         .start()
         .await;
     for (count, leaving) in [Leaving::Fin, Leaving::StreamReset].into_iter().enumerate() {
         let gate = Gate::new();
-        upstream.push(Moment::InTheStream.answer(&gate));
+        upstream.push(Moment::InTheStream.answer(dialect, &gate));
         let call = Moment::InTheStream
-            .reach(&gateway, &gate, leaving.protocol())
+            .reach(dialect, &gateway, &gate, leaving.protocol())
             .await;
         let open = call.leave(leaving).await;
         upstream
@@ -228,87 +251,88 @@ async fn reading_on_is_bounded() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_fails_meanwhile_is_not_replaced() {
+in_each_dialect!(a_provider_that_fails_meanwhile_is_not_replaced);
+async fn a_provider_that_fails_meanwhile_is_not_replaced(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::new(&vec![upstream.url(); 9])).start().await;
-    let cut = || Answer::sse(openai::responses_cut("gpt-5-mini", "r", &[TEXT]));
-    let preamble = || Answer::sse(openai::preamble("gpt-5-mini", "r"));
+    let gateway = watching(dialect, Setup::new(&vec![upstream.url(); 9]))
+        .start()
+        .await;
+    let cut = || Answer::sse(dialect.cut("r", &[TEXT]));
+    let preamble = || Answer::sse(dialect.preamble("r"));
+    let held = dialect.preamble("r").len();
     type Make<'a> = &'a dyn Fn(&Gate) -> Answer;
-    let rows: [(&str, Make<'_>, Moment, &str, u64); 4] = [
+    let rows: [(&str, Make<'_>, Moment); 4] = [
         (
             "an error",
-            &|gate| Answer::error(500, "x").after(gate),
+            &|gate| dialect.error(500, "x").after(gate),
             Moment::BeforeTheHeader,
-            "none",
-            0,
         ),
         (
             "a reset before",
             &|gate| Answer::reset().after(gate),
             Moment::BeforeTheHeader,
-            "none",
-            0,
         ),
         (
             "a reset in the preamble",
-            &|gate| preamble().gated(2, gate).then_reset(),
+            &|gate| preamble().gated(held, gate).then_reset(),
             Moment::InThePreamble,
-            "none",
-            0,
         ),
         (
             "a reset in the stream",
-            &|gate| cut().gated(begun(), gate).then_reset(),
+            &|gate| cut().gated(begun(dialect), gate).then_reset(),
             Moment::InTheStream,
-            "estimated",
-            4,
         ),
     ];
     let mut count = 0;
     let mut open = Vec::new();
-    for (name, make, moment, source, output) in rows {
+    for (name, make, moment) in rows {
+        let (source, output) = moment.known(dialect);
         for leaving in [Leaving::Fin, Leaving::ConnectionLost] {
             let gate = Gate::new();
             upstream.push(make(&gate));
-            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            let call = moment
+                .reach(dialect, &gateway, &gate, leaving.protocol())
+                .await;
             open.extend(call.leave(leaving).await);
             count += 1;
             missed(&gateway, count).await;
             gate.open();
             let records = gateway.wait_records(count).await;
-            let mut of_source = records.iter().filter(|r| r["usage_source"] == source);
-            assert_left(of_source.next().unwrap(), source, output, name);
+            let of_source =
+                |r: &&Value| r["usage_source"] == source && r["output_tokens"] == output;
+            let found = records.iter().find(of_source);
+            let found = found.unwrap_or_else(|| panic!("{name}: {records:#?}"));
+            assert_left(found, source, output, name);
             assert!(records.iter().all(|r| r["account_switches"] == 0), "{name}");
         }
     }
     assert_eq!(upstream.total(), count as u64);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_stalls_meanwhile_is_given_up() {
+in_each_dialect!(a_provider_that_stalls_meanwhile_is_given_up);
+async fn a_provider_that_stalls_meanwhile_is_given_up(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::with(&[&upstream]))
+    let gateway = watching(dialect, Setup::with(&[&upstream]))
         .set("GATEWAY__STALL_TIMEOUT_MS", 400)
         .start()
         .await;
     let gate = Gate::new();
-    upstream.push(Moment::InTheStream.answer(&gate));
+    upstream.push(Moment::InTheStream.answer(dialect, &gate));
     let call = Moment::InTheStream
-        .reach(&gateway, &gate, Protocol::H1)
+        .reach(dialect, &gateway, &gate, Protocol::H1)
         .await;
     call.leave(Leaving::Fin).await;
     assert_left(&gateway.only_record().await, "estimated", 4, "a stall");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_provider_is_read_to_its_end_as_well() {
+in_each_dialect!(an_http2_provider_is_read_to_its_end_as_well);
+async fn an_http2_provider_is_read_to_its_end_as_well(dialect: Dialect) {
     let ca = TestCa::new();
     let upstream = FakeUpstream::start_tls(&ca).await;
     let folder = tempfile::tempdir().unwrap();
     ca.write(folder.path()).unwrap();
     for drain in [true, false] {
-        let gateway = watching(Setup::with(&[&upstream]))
+        let gateway = watching(dialect, Setup::with(&[&upstream]))
             .env("SSL_CERT_FILE", folder.path().join("ca.pem").display())
             .set(
                 "GATEWAY__ON_CLIENT_DISCONNECT",
@@ -327,8 +351,10 @@ async fn an_http2_provider_is_read_to_its_end_as_well() {
         .enumerate()
         {
             let gate = Gate::new();
-            upstream.push(moment.answer(&gate));
-            let call = moment.reach(&gateway, &gate, leaving.protocol()).await;
+            upstream.push(moment.answer(dialect, &gate));
+            let call = moment
+                .reach(dialect, &gateway, &gate, leaving.protocol())
+                .await;
             open.extend(call.leave(leaving).await);
             missed(&gateway, count + 1).await;
             if drain {
@@ -337,7 +363,7 @@ async fn an_http2_provider_is_read_to_its_end_as_well() {
             let records = gateway.wait_records(count + 1).await;
             if drain {
                 for record in records {
-                    assert_left(&record, "reported", 30, &format!("{moment:?}"));
+                    assert_left(&record, "reported", OUTPUT, &format!("{moment:?}"));
                 }
             } else {
                 upstream
@@ -357,46 +383,48 @@ fn http_2() -> http::Version {
 }
 
 /// More than all the buffers between provider and client hold.
-fn large_frames() -> Vec<Bytes> {
+fn large_frames(dialect: Dialect) -> Vec<Bytes> {
     let large = "x".repeat(1 << 20);
-    let mut frames = openai::responses_cut("gpt-5-mini", "r", &[large.as_str(); 16]);
-    frames.extend(self::frames().pop());
+    let mut frames = dialect.cut("r", &[large.as_str(); 16]);
+    // Its end is that of a short one, which repeats little.
+    let end = dialect.cut("r", &["x"]).len();
+    frames.extend(dialect.stream("r", &["x"]).split_off(end));
     frames
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_stops_is_read_for_to_the_end() {
+in_each_dialect!(a_reader_that_stops_is_read_for_to_the_end);
+async fn a_reader_that_stops_is_read_for_to_the_end(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::with(&[&upstream]))
+    let gateway = watching(dialect, Setup::with(&[&upstream]))
         .set("GATEWAY__STALL_TIMEOUT_MS", 1000)
         .start()
         .await;
-    let frames = large_frames();
+    let frames = large_frames(dialect);
     for (count, protocol) in crate::call::PROTOCOLS.into_iter().enumerate() {
         upstream.push(Answer::sse(frames.clone()));
-        let mut call = Call::send(&gateway, protocol, &streamed("gpt-5-mini")).await;
+        let mut call = Call::send(&gateway, protocol, &dialect.streamed(dialect.model())).await;
         call.head().await.unwrap();
         // And no further. The connection stays open.
         let records = tokio::time::timeout(LIMIT, gateway.wait_records(count + 1));
         for record in records.await.unwrap() {
-            assert_left(&record, "reported", 30, &format!("{protocol:?}"));
+            assert_left(&record, "reported", OUTPUT, &format!("{protocol:?}"));
         }
         drop(call);
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_reader_gets_everything() {
+in_each_dialect!(a_slow_reader_gets_everything);
+async fn a_slow_reader_gets_everything(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::with(&[&upstream]))
+    let gateway = watching(dialect, Setup::with(&[&upstream]))
         .set("GATEWAY__STALL_TIMEOUT_MS", 1500)
         .start()
         .await;
-    let frames = large_frames();
+    let frames = large_frames(dialect);
     let whole: usize = frames.iter().map(Bytes::len).sum();
     for protocol in crate::call::PROTOCOLS {
         upstream.push(Answer::sse(frames.clone()));
-        let mut call = Call::send(&gateway, protocol, &streamed("gpt-5-mini")).await;
+        let mut call = Call::send(&gateway, protocol, &dialect.streamed(dialect.model())).await;
         call.head().await.unwrap();
         // It pauses long, but never as long as the limit; its pauses add up to more.
         let mut read = 0;
@@ -417,24 +445,33 @@ async fn a_slow_reader_gets_everything() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_streams_of_a_connection_go_on() {
+in_each_dialect!(other_streams_of_a_connection_go_on);
+async fn other_streams_of_a_connection_go_on(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = watching(Setup::with(&[&upstream])).start().await;
+    let gateway = watching(dialect, Setup::with(&[&upstream])).start().await;
     let mut client = tollgate_test_support::H2Client::connect(gateway.address)
         .await
         .unwrap();
     let gate = Gate::new();
-    upstream.push(Moment::InTheStream.answer(&gate));
-    let leaving = client.send_request(&streamed("gpt-5-mini")).await.unwrap();
+    upstream.push(Moment::InTheStream.answer(dialect, &gate));
+    let leaving = client
+        .send_request(&dialect.streamed(dialect.model()))
+        .await
+        .unwrap();
     gate.wait_reached(1).await;
-    upstream.push(whole_json());
-    let staying = client.request(&plain("gpt-5-mini")).await.unwrap();
+    upstream.push(whole_json(dialect));
+    let staying = client
+        .request(&dialect.plain(dialect.model()))
+        .await
+        .unwrap();
     assert_eq!(staying.status, 200);
     leaving.reset();
     missed(&gateway, 1).await;
-    upstream.push(whole_json());
-    let staying = client.request(&plain("gpt-5-mini")).await.unwrap();
+    upstream.push(whole_json(dialect));
+    let staying = client
+        .request(&dialect.plain(dialect.model()))
+        .await
+        .unwrap();
     assert_eq!(staying.status, 200);
     gate.open();
     let records = gateway.wait_records(3).await;

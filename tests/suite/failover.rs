@@ -3,44 +3,31 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tollgate_test_support::{
-    Alpn, Answer, ClientReply, FakeUpstream, Gate, Request, TestCa, Usage, openai, post_json,
+    Alpn, Answer, ClientReply, FakeUpstream, Gate, Request, TestCa, Usage, anthropic, openai,
+    post_json,
 };
 
-use crate::call::{Call, Protocol, apart, plain, request, streamed};
+use crate::call::{Call, Protocol, plain, request};
+use crate::dialect::{Dialect, OUTPUT, Trouble, in_each_dialect};
 use crate::harness::{Gateway, KEY, Setup, ask, free_address, key_of};
 
-fn stream(text: &str) -> Answer {
-    Answer::sse(openai::responses_stream(
-        "gpt-5-mini",
-        "resp_good",
-        &[text],
-        Usage::default(),
-    ))
+fn stream(dialect: Dialect, text: &str) -> Answer {
+    dialect.sse("resp_good", &[text])
 }
 
-fn json_answer(text: &str) -> Answer {
-    Answer::body(
-        200,
-        "application/json",
-        openai::responses_json("gpt-5-mini", "resp_good", text, Usage::default()),
-    )
+fn json_answer(dialect: Dialect, text: &str) -> Answer {
+    dialect.body("resp_good", text)
 }
 
-fn failed(code: &str, message: &str) -> Answer {
-    Answer::sse(openai::responses_failed(
-        "gpt-5-mini",
-        "resp_bad",
-        &[],
-        code,
-        message,
-        None,
-    ))
+fn failed(dialect: Dialect, trouble: Trouble, message: &str) -> Answer {
+    Answer::sse(dialect.failed("resp_bad", &[], trouble, message))
 }
 
-fn preamble() -> Answer {
-    Answer::sse(openai::preamble("gpt-5-mini", "resp_bad"))
+fn preamble(dialect: Dialect) -> Answer {
+    Answer::sse(dialect.preamble("resp_bad"))
 }
 
 /// Accounts asked, by credential, in order.
@@ -51,19 +38,18 @@ fn asked(upstream: &FakeUpstream) -> Vec<String> {
 }
 
 /// What the first account answers, under a name.
-fn failures(is_stream: bool) -> Vec<(String, Answer)> {
+fn failures(dialect: Dialect, is_stream: bool) -> Vec<(String, Answer)> {
     let mut rows: Vec<(String, Answer)> = [401, 402, 403, 408, 429, 500, 502, 503, 504, 529]
         .iter()
-        .map(|status| (status.to_string(), Answer::error(*status, "some_code")))
+        .map(|status| (status.to_string(), dialect.error(*status, "some_code")))
         .collect();
     let transient = "An error occurred while processing your request.";
     let transient = json!({ "error": { "message": transient, "type": "server_error" } });
-    let error = || Answer::error(500, "server_error");
+    let error = || dialect.error(500, "server_error");
     rows.extend(
         [
             ("closed before the header", Answer::close()),
             ("reset before the header", Answer::reset()),
-            ("a transient 400", Answer::json(400, &transient)),
             ("an error without a body", Answer::empty(503)),
             ("an error in chunks", error().chunked(&[1, 2, 3])),
             (
@@ -82,28 +68,31 @@ fn failures(is_stream: bool) -> Vec<(String, Answer)> {
         ]
         .map(|(name, answer)| (name.to_owned(), answer)),
     );
+    if dialect == Dialect::Responses {
+        rows.push(("a transient 400".to_owned(), Answer::json(400, &transient)));
+    }
     if is_stream {
         rows.extend(
             [
                 ("an empty stream", Answer::sse(vec![])),
-                ("a preamble without more", preamble()),
-                ("a preamble, then closed", preamble().then_hang_up()),
-                ("a preamble, then reset", preamble().then_reset()),
+                ("a preamble without more", preamble(dialect)),
+                ("a preamble, then closed", preamble(dialect).then_hang_up()),
+                ("a preamble, then reset", preamble(dialect).then_reset()),
                 (
                     "failed before output",
-                    failed("server_error", "The server had an error"),
+                    failed(dialect, Trouble::Server, "The server had an error"),
                 ),
                 (
                     "limited before output",
-                    failed("rate_limit_exceeded", "Slow down"),
+                    failed(dialect, Trouble::Limited, "Slow down"),
                 ),
                 (
                     "an error event before output",
-                    Answer::sse(vec![openai::error_event("server_error", "no")]),
+                    Answer::sse(vec![dialect.error_event(Trouble::Server, "no")]),
                 ),
                 (
                     "a preamble in bytes, then failed",
-                    failed("server_error", "The server had an error").split_every(10),
+                    failed(dialect, Trouble::Server, "The server had an error").split_every(10),
                 ),
             ]
             .map(|(name, answer)| (name.to_owned(), answer)),
@@ -112,14 +101,14 @@ fn failures(is_stream: bool) -> Vec<(String, Answer)> {
     rows
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_before_the_first_output_leads_to_the_next_account() {
+in_each_dialect!(a_failure_before_the_first_output_leads_to_the_next_account);
+async fn a_failure_before_the_first_output_leads_to_the_next_account(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let url = upstream.url();
     let rows: Vec<(bool, String, Answer)> = [true, false]
         .into_iter()
         .flat_map(|is_stream| {
-            let rows = failures(is_stream).into_iter();
+            let rows = failures(dialect, is_stream).into_iter();
             rows.map(move |(name, answer)| (is_stream, name, answer))
         })
         .collect();
@@ -128,16 +117,16 @@ async fn a_failure_before_the_first_output_leads_to_the_next_account() {
         let (bad, good) = (format!("bad{row}"), format!("good{row}"));
         setup = setup.group(&format!("g{row}"), &[(&bad, &url), (&good, &url)]);
     }
-    let gateway = setup.start().await;
+    let gateway = setup.speaking(dialect).start().await;
     for (row, (is_stream, name, answer)) in rows.iter().enumerate() {
         upstream.push_for(&format!("sk-bad{row}"), answer.clone());
         let good = if *is_stream {
-            stream("fine")
+            stream(dialect, "fine")
         } else {
-            json_answer("fine")
+            json_answer(dialect, "fine")
         };
         upstream.push_for(&format!("sk-good{row}"), good);
-        let request = request("gpt-5-mini", *is_stream, &key_of(&format!("g{row}")));
+        let request = dialect.request(dialect.model(), *is_stream, &key_of(&format!("g{row}")));
         let reply = gateway.h1().await.request(&request).await.unwrap();
         let what = format!("{name}, stream {is_stream}");
         assert_eq!(reply.status, 200, "{what}: {}", reply.text());
@@ -161,15 +150,15 @@ async fn a_failure_before_the_first_output_leads_to_the_next_account() {
                 &record["account_switches"],
                 &record["output_tokens"]
             ),
-            (&json!("ok"), &json!(2), &json!(1), &json!(30)),
+            (&json!("ok"), &json!(2), &json!(1), &json!(OUTPUT)),
             "{record:#}"
         );
         assert!(record["account"].as_str().unwrap().starts_with("good"));
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_cannot_be_made_leads_to_the_next_account() {
+in_each_dialect!(a_connection_that_cannot_be_made_leads_to_the_next_account);
+async fn a_connection_that_cannot_be_made_leads_to_the_next_account(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let ca = TestCa::new();
     let tls = FakeUpstream::builder().tls(&ca, Alpn::Both).start().await;
@@ -191,9 +180,9 @@ async fn a_connection_that_cannot_be_made_leads_to_the_next_account() {
         let (bad, good) = (format!("bad{row}"), format!("good{row}"));
         setup = setup.group(&format!("g{row}"), &[(&bad, url), (&good, &upstream.url())]);
     }
-    let gateway = setup.start().await;
+    let gateway = setup.speaking(dialect).start().await;
     for (row, (name, _)) in rows.iter().enumerate() {
-        let request = request("fake-text", true, &key_of(&format!("g{row}")));
+        let request = dialect.request("fake-text", true, &key_of(&format!("g{row}")));
         let reply = gateway.h1().await.request(&request).await.unwrap();
         assert_eq!(reply.status, 200, "{name}: {}", reply.text());
     }
@@ -204,23 +193,24 @@ async fn a_connection_that_cannot_be_made_leads_to_the_next_account() {
     assert_eq!(upstream.total(), rows.len() as u64);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn time_limits_lead_to_the_next_account() {
+in_each_dialect!(time_limits_lead_to_the_next_account);
+async fn time_limits_lead_to_the_next_account(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let url = upstream.url();
     let gateway = Setup::with(&[&upstream])
         .group("header", &[("slow", &url), ("quick", &url)])
         .group("stall", &[("stalling", &url), ("steady", &url)])
         .group("alone", &[("lonely", &url)])
+        .speaking(dialect)
         .set("GATEWAY__RESPONSE_HEADER_TIMEOUT_MS", 1000)
         .set("GATEWAY__STALL_TIMEOUT_MS", 1000)
         .start()
         .await;
     upstream.push_for("sk-slow", Answer::never());
-    upstream.push_for("sk-stalling", preamble().then_stall());
+    upstream.push_for("sk-stalling", preamble(dialect).then_stall());
     upstream.push_for("sk-lonely", Answer::never());
     let ask_group = async |group: &str, is_stream: bool| {
-        let request = request("fake-text", is_stream, &key_of(group));
+        let request = dialect.request("fake-text", is_stream, &key_of(group));
         gateway.h1().await.request(&request).await.unwrap()
     };
     let (header, stall, alone) = tokio::join!(
@@ -245,25 +235,25 @@ async fn time_limits_lead_to_the_next_account() {
         .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_fails_over_after_the_first_output() {
+in_each_dialect!(nothing_fails_over_after_the_first_output);
+async fn nothing_fails_over_after_the_first_output(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let url = upstream.url();
-    let deltas = || Answer::sse(openai::responses_cut("gpt-5-mini", "r", &["one"]));
+    let deltas = || Answer::sse(dialect.cut("r", &["one"]));
     let rows = [
         ("reset", true, deltas().then_reset()),
         ("closed", true, deltas().then_hang_up()),
-        ("cut JSON", false, json_answer("one").truncated(50)),
+        ("cut JSON", false, json_answer(dialect, "one").truncated(50)),
     ];
     let mut setup = Setup::with(&[&upstream]);
     for row in 0..rows.len() {
         let (bad, good) = (format!("bad{row}"), format!("good{row}"));
         setup = setup.group(&format!("g{row}"), &[(&bad, &url), (&good, &url)]);
     }
-    let gateway = setup.start().await;
+    let gateway = setup.speaking(dialect).start().await;
     for (row, (name, is_stream, answer)) in rows.into_iter().enumerate() {
         upstream.push_for(&format!("sk-bad{row}"), answer);
-        let request = request("gpt-5-mini", is_stream, &key_of(&format!("g{row}")));
+        let request = dialect.request(dialect.model(), is_stream, &key_of(&format!("g{row}")));
         let mut call = Call::send(&gateway, Protocol::H1, &request).await;
         assert_eq!(call.head().await.unwrap().status, 200, "{name}");
         let _ = call.rest().await;
@@ -276,62 +266,77 @@ async fn nothing_fails_over_after_the_first_output() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_clients_own_mistakes_are_passed_on() {
+/// Streams that fail before any output, because the request is at fault.
+fn faults_within(dialect: Dialect) -> Vec<Vec<Bytes>> {
+    let rows: &[(&str, &str)] = match dialect {
+        Dialect::Responses => &[
+            ("invalid_prompt", "Your prompt was refused"),
+            ("server_error", "This is an invalid_request of yours"),
+            ("content_policy_violation", "Not that"),
+        ],
+        Dialect::Messages => &[
+            ("invalid_request_error", "messages: not that"),
+            ("request_too_large", "It exceeds the maximum size"),
+            ("not_found_error", "model: nobody"),
+        ],
+    };
+    let failed = |(kind, text): &(&str, &str)| match dialect {
+        Dialect::Responses => {
+            openai::responses_failed(dialect.model(), "resp_bad", &[], kind, text, None)
+        }
+        // In place of `message_start`, which would have said what is to be paid for.
+        Dialect::Messages => vec![anthropic::error_event(kind, text)],
+    };
+    rows.iter().map(failed).collect()
+}
+
+in_each_dialect!(the_clients_own_mistakes_are_passed_on);
+async fn the_clients_own_mistakes_are_passed_on(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream, &upstream]).start().await;
+    let setup = Setup::with(&[&upstream, &upstream]).speaking(dialect);
+    let gateway = setup.start().await;
     for status in [400, 404, 405, 409, 413, 415, 422] {
         for is_stream in [true, false] {
-            upstream.push(Answer::error(status, "bad_thing"));
-            let request = request("gpt-5-mini", is_stream, KEY);
+            upstream.push(dialect.error(status, "bad_thing"));
+            let request = dialect.request(dialect.model(), is_stream, KEY);
             let reply = gateway.h1().await.request(&request).await.unwrap();
             assert_eq!(reply.status, status);
             assert_eq!(
                 reply.body,
-                openai::error(status, "bad_thing"),
+                dialect.error_body(status, "bad_thing"),
                 "word for word"
             );
         }
     }
     // Within a stream: its text says that the request is at fault.
-    let rows = [
-        ("invalid_prompt", "Your prompt was refused"),
-        ("server_error", "This is an invalid_request of yours"),
-        ("content_policy_violation", "Not that"),
-    ];
-    for (code, message) in rows {
-        let answer = failed(code, message);
-        upstream.push(answer);
-        let reply = gateway
-            .h1()
-            .await
-            .request(&streamed("gpt-5-mini"))
-            .await
-            .unwrap();
-        let last = reply.events().pop().unwrap().json();
-        assert_eq!(last["type"], "response.failed", "{}", reply.text());
-        assert_eq!(last["response"]["error"]["code"], code);
+    let rows = faults_within(dialect);
+    for frames in &rows {
+        upstream.push(Answer::sse(frames.clone()));
+        let mut client = gateway.h1().await;
+        let reply = client.request(&dialect.streamed(dialect.model())).await;
+        assert_eq!(reply.unwrap().body, frames.concat());
     }
     assert!(asked(&upstream).iter().all(|account| account == "sk-a1"));
-    for record in gateway.wait_records(17).await {
+    for record in gateway.wait_records(14 + rows.len()).await {
         assert_eq!(record["outcome"], "upstream_error", "{record:#}");
         assert_eq!(record["charge"], "0");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_number_of_switches_is_limited() {
+in_each_dialect!(the_number_of_switches_is_limited);
+async fn the_number_of_switches_is_limited(dialect: Dialect) {
     for (limit, tried) in [(0, 1), (2, 3), (10, 5)] {
         let upstream = FakeUpstream::start().await;
-        upstream.otherwise(Answer::error(500, "server_error"));
+        upstream.otherwise(dialect.error(500, "server_error"));
         let gateway = Setup::new(&vec![upstream.url(); 5])
+            .speaking(dialect)
             .set("GATEWAY__MAX_ACCOUNT_SWITCHES", limit)
             .start()
             .await;
         let reply = gateway
             .h1()
             .await
-            .request(&plain("gpt-5-mini"))
+            .request(&dialect.plain(dialect.model()))
             .await
             .unwrap();
         assert_eq!(reply.status, 502, "{limit}");
@@ -399,8 +404,8 @@ const LAST_WORDS: [(u16, u16, &str, &str); 10] = [
     (599, 502, "upstream_error", "Upstream request failed"),
 ];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_failure_is_told_in_our_words() {
+in_each_dialect!(the_last_failure_is_told_in_our_words);
+async fn the_last_failure_is_told_in_our_words(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let url = upstream.url();
     // One account fails with something else first; in the second half pings went before.
@@ -418,12 +423,16 @@ async fn the_last_failure_is_told_in_our_words() {
         }
     }
     let gateway = setup
+        .speaking(dialect)
         .resources(|all| all["users"][0]["concurrency"] = json!(1))
         .start()
         .await;
     let check = |error: &Value, row: (u16, u16, &str, &str)| {
-        assert_eq!(error["message"], row.3, "{row:?}");
-        assert_eq!(error["type"], row.2, "{row:?}");
+        let kind = match (dialect, row.0) {
+            (Dialect::Messages, 529) => "overloaded_error",
+            _ => row.2,
+        };
+        assert_eq!(dialect.refusal(error), (kind, row.3), "{row:?}");
     };
     let mut count = 0;
     for row in LAST_WORDS {
@@ -432,41 +441,38 @@ async fn the_last_failure_is_told_in_our_words() {
             upstream.push_for(&format!("sk-first-{kind}-{status}"), Answer::close());
             upstream.push_for(
                 &format!("sk-last-{kind}-{status}"),
-                Answer::error(status, "secret_code"),
+                dialect.error(status, "secret_code"),
             );
-            let request = request(
-                "gpt-5-mini",
-                is_stream,
-                &key_of(&format!("{kind}-{status}")),
-            );
+            let key = key_of(&format!("{kind}-{status}"));
+            let request = dialect.request(dialect.model(), is_stream, &key);
             if !is_stream {
                 let reply = gateway.h1().await.request(&request).await.unwrap();
                 assert_eq!(reply.status, expected, "{row:?}");
-                check(&reply.json()["error"], row);
+                check(&reply.json(), row);
                 assert!(reply.header("x-request-id").is_some());
                 count += 1;
                 continue;
             }
             // Another request has the user's slot.
             let gate = Gate::new();
-            upstream.push_for("sk-a1", json_answer("held").after(&gate));
-            let held = Call::send(&gateway, Protocol::H1, &plain("gpt-5-mini")).await;
+            upstream.push_for("sk-a1", json_answer(dialect, "held").after(&gate));
+            let held = dialect.plain(dialect.model());
+            let held = Call::send(&gateway, Protocol::H1, &held).await;
             gate.wait_reached(1).await;
             let mut call = Call::send(&gateway, Protocol::H1, &request).await;
             assert_eq!(call.head().await.unwrap().status, 200);
-            call.read_until(":\n\n", 1).await;
+            call.read_until(dialect.ping(), 1).await;
             gate.open();
             assert_eq!(held.answer().await.0, 200);
             let (body, end) = call.rest().await;
             end.unwrap();
-            let text = String::from_utf8_lossy(&body).replace(":\n\n", "");
+            let text = dialect.without_pings(&body);
             let data = text
                 .strip_prefix("event: error\ndata: ")
                 .unwrap_or_else(|| panic!("{text:?}"));
             let event: Value = serde_json::from_str(data.trim_end()).unwrap();
             assert_eq!(event["type"], "error");
-            assert_eq!(event["message"], row.3);
-            check(&event["error"], row);
+            check(&event, row);
             count += 2;
         }
     }
@@ -475,39 +481,44 @@ async fn the_last_failure_is_told_in_our_words() {
     assert_eq!(failed.count(), 2 * LAST_WORDS.len());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_there_is_told_as_such() {
+in_each_dialect!(nobody_there_is_told_as_such);
+async fn nobody_there_is_told_as_such(dialect: Dialect) {
     let nobody = format!("http://{}", free_address());
     let gateway = Setup::new(&[nobody.clone(), nobody])
+        .speaking(dialect)
         .set("GATEWAY__KEEPALIVE_INTERVAL_MS", 100)
         .start()
         .await;
     let reply = gateway
         .h1()
         .await
-        .request(&streamed("gpt-5-mini"))
+        .request(&dialect.streamed(dialect.model()))
         .await
         .unwrap();
     assert_eq!(reply.status, 502);
-    assert_eq!(reply.json()["error"]["message"], "Upstream request failed");
+    let said = ("upstream_error", "Upstream request failed");
+    assert_eq!(dialect.refusal(&reply.json()), said);
     assert!(gateway.records().is_empty(), "nothing was sent upstream");
     // No account has the model.
     let gateway = Setup::new(&["http://127.0.0.1:1".to_owned()])
+        .speaking(dialect)
         .resources(|all| all["accounts"][0]["model_mapping"] = json!({ "a": "b" }))
         .start()
         .await;
-    let reply = gateway.h1().await.request(&streamed("c")).await.unwrap();
+    let mut client = gateway.h1().await;
+    let reply = client.request(&dialect.streamed("c")).await.unwrap();
     assert_eq!(reply.status, 503);
-    assert_eq!(reply.json()["error"]["type"], "api_error");
+    assert_eq!(dialect.refusal(&reply.json()).0, "api_error");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn comments_in_a_preamble_do_not_forbid_another_account() {
+in_each_dialect!(comments_in_a_preamble_do_not_forbid_another_account);
+async fn comments_in_a_preamble_do_not_forbid_another_account(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let url = upstream.url();
     let gateway = Setup::with(&[&upstream])
         .group("g0", &[("bad0", &url), ("good0", &url)])
         .group("g1", &[("bad1", &url), ("good1", &url)])
+        .speaking(dialect)
         .set("SERVER__H2C", true)
         .set("GATEWAY__KEEPALIVE_INTERVAL_MS", 100)
         .start()
@@ -516,18 +527,21 @@ async fn comments_in_a_preamble_do_not_forbid_another_account() {
         let gate = Gate::new();
         upstream.push_for(
             &format!("sk-bad{row}"),
-            preamble().gated(2, &gate).then_reset(),
+            preamble(dialect)
+                .gated(dialect.preamble("x").len(), &gate)
+                .then_reset(),
         );
-        upstream.push_for(&format!("sk-good{row}"), stream("fine"));
-        let request = request("gpt-5-mini", true, &key_of(&format!("g{row}")));
+        upstream.push_for(&format!("sk-good{row}"), stream(dialect, "fine"));
+        let request = dialect.request(dialect.model(), true, &key_of(&format!("g{row}")));
         let mut call = Call::send(&gateway, protocol, &request).await;
         assert_eq!(call.head().await.unwrap().status, 200);
-        call.read_until(":\n\n", 1).await;
+        call.read_until(dialect.ping(), 1).await;
         gate.open();
         let (body, end) = call.rest().await;
         end.unwrap();
-        let text = String::from_utf8_lossy(&body).replace(":\n\n", "");
-        assert!(text.starts_with("event: response.created"), "{text}");
+        let text = dialect.without_pings(&body);
+        let begins = format!("event: {}", dialect.begins());
+        assert!(text.starts_with(&begins), "{text}");
         assert!(!text.contains("resp_bad"));
         assert!(text.contains("fine"));
         gateway.wait_records(row + 1).await;
@@ -535,7 +549,7 @@ async fn comments_in_a_preamble_do_not_forbid_another_account() {
 }
 
 /// Lifts an account's cool-down and waits until it is asked again.
-async fn resume(gateway: &Gateway, upstream: &FakeUpstream, account: &str) {
+async fn resume(dialect: Dialect, gateway: &Gateway, upstream: &FakeUpstream, account: &str) {
     gateway.run(&["accounts", "resume", account]);
     let deadline = std::time::Instant::now() + crate::harness::LIMIT;
     loop {
@@ -544,7 +558,7 @@ async fn resume(gateway: &Gateway, upstream: &FakeUpstream, account: &str) {
         let reply = gateway
             .h1()
             .await
-            .request(&apart("fake-text"))
+            .request(&dialect.apart("fake-text"))
             .await
             .unwrap();
         assert!([200, 429, 503].contains(&reply.status), "{}", reply.text());
@@ -556,24 +570,25 @@ async fn resume(gateway: &Gateway, upstream: &FakeUpstream, account: &str) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_account_is_left_alone_until_it_is_resumed() {
+in_each_dialect!(a_failed_account_is_left_alone_until_it_is_resumed);
+async fn a_failed_account_is_left_alone_until_it_is_resumed(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream, &upstream]).start().await;
+    let setup = Setup::with(&[&upstream, &upstream]).speaking(dialect);
+    let gateway = setup.start().await;
     let ok = |reply: ClientReply| assert_eq!(reply.status, 200, "{}", reply.text());
     // A bad credential keeps an account away for minutes: nothing here depends on the time.
-    upstream.push_for("sk-a1", Answer::error(401, "invalid_api_key"));
+    upstream.push_for("sk-a1", dialect.error(401, "invalid_api_key"));
     ok(gateway
         .h1()
         .await
-        .request(&apart("fake-text"))
+        .request(&dialect.apart("fake-text"))
         .await
         .unwrap());
     for _ in 0..3 {
         ok(gateway
             .h1()
             .await
-            .request(&apart("fake-text"))
+            .request(&dialect.apart("fake-text"))
             .await
             .unwrap());
     }
@@ -581,26 +596,25 @@ async fn a_failed_account_is_left_alone_until_it_is_resumed() {
         asked(&upstream),
         ["sk-a1", "sk-a2", "sk-a2", "sk-a2", "sk-a2"]
     );
-    resume(&gateway, &upstream, "a1").await;
+    resume(dialect, &gateway, &upstream, "a1").await;
     assert!(gateway.logged().contains("reason=bad_credential"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limited_account_says_when_to_come_back() {
+in_each_dialect!(a_limited_account_says_when_to_come_back);
+async fn a_limited_account_says_when_to_come_back(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream, &upstream]).start().await;
-    upstream.push_for(
-        "sk-a1",
-        Answer::error(429, "rate_limit_exceeded").header("retry-after", "100"),
-    );
-    upstream.push_for(
-        "sk-a2",
-        Answer::error(429, "rate_limit_exceeded").header("retry-after", "200"),
-    );
+    let setup = Setup::with(&[&upstream, &upstream]).speaking(dialect);
+    let gateway = setup.start().await;
+    let limited = |after| {
+        let error = dialect.error(429, "rate_limit_exceeded");
+        error.header("retry-after", after)
+    };
+    upstream.push_for("sk-a1", limited("100"));
+    upstream.push_for("sk-a2", limited("200"));
     let reply = gateway
         .h1()
         .await
-        .request(&plain("fake-text"))
+        .request(&dialect.plain("fake-text"))
         .await
         .unwrap();
     assert_eq!(
@@ -609,30 +623,35 @@ async fn a_limited_account_says_when_to_come_back() {
     );
     // All cool down: the first to come back counts, and none is asked.
     for is_stream in [true, false] {
-        let request = request("fake-text", is_stream, KEY);
+        let request = dialect.request("fake-text", is_stream, KEY);
         let reply = gateway.h1().await.request(&request).await.unwrap();
         // Told what the request that met the limit was told.
         assert_eq!(reply.status, 429);
-        assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
+        assert_eq!(dialect.refusal(&reply.json()).0, "rate_limit_error");
         let seconds: u64 = reply.header("retry-after").unwrap().parse().unwrap();
         assert!((60..=100).contains(&seconds), "{seconds}");
     }
     assert_eq!(upstream.total(), 2);
     gateway.only_record().await;
-    resume(&gateway, &upstream, "a2").await;
+    resume(dialect, &gateway, &upstream, "a2").await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kept_connection_that_died_is_nobodys_failure() {
+in_each_dialect!(a_kept_connection_that_died_is_nobodys_failure);
+async fn a_kept_connection_that_died_is_nobodys_failure(dialect: Dialect) {
     for death in [Answer::close(), Answer::reset()] {
         let upstream = FakeUpstream::start().await;
-        let gateway = Setup::with(&[&upstream, &upstream]).start().await;
-        upstream.push_all([json_answer("one"), death, json_answer("two")]);
+        let setup = Setup::with(&[&upstream, &upstream]).speaking(dialect);
+        let gateway = setup.start().await;
+        upstream.push_all([
+            json_answer(dialect, "one"),
+            death,
+            json_answer(dialect, "two"),
+        ]);
         for text in ["one", "two"] {
             let reply = gateway
                 .h1()
                 .await
-                .request(&plain("gpt-5-mini"))
+                .request(&dialect.plain(dialect.model()))
                 .await
                 .unwrap();
             assert!(reply.text().contains(text), "{}", reply.text());
@@ -730,7 +749,7 @@ async fn a_full_home_is_waited_for_then_left_for_once() {
     let upstream = FakeUpstream::start().await;
     let (gateway, home, other) = bound(&upstream, 100).await;
     let gate = Gate::new();
-    upstream.push_for(&home, json_answer("held").after(&gate));
+    upstream.push_for(&home, json_answer(Dialect::Responses, "held").after(&gate));
     let held = Call::send(&gateway, Protocol::H1, &of_s()).await;
     gate.wait_reached(1).await;
     let spilled = gateway.h1().await.request(&of_s()).await.unwrap();
@@ -751,7 +770,7 @@ async fn a_full_home_that_frees_in_time_is_not_left() {
     let upstream = FakeUpstream::start().await;
     let (gateway, home, _) = bound(&upstream, 30_000).await;
     let gate = Gate::new();
-    upstream.push_for(&home, json_answer("held").after(&gate));
+    upstream.push_for(&home, json_answer(Dialect::Responses, "held").after(&gate));
     let held = Call::send(&gateway, Protocol::H1, &of_s()).await;
     gate.wait_reached(1).await;
     let waiting = Call::send(&gateway, Protocol::H1, &of_s()).await;
@@ -773,7 +792,13 @@ async fn a_home_that_fails_is_a_home_no_more() {
         assert_eq!(reply.status, 200);
     }
     assert_eq!(asked(&upstream), [&*home, &*home, &*other, &*other]);
-    resume(&gateway, &upstream, home.trim_start_matches("sk-")).await;
+    resume(
+        Dialect::Responses,
+        &gateway,
+        &upstream,
+        home.trim_start_matches("sk-"),
+    )
+    .await;
     upstream.wait_idle().await;
     upstream.forget();
     for _ in 0..4 {
@@ -797,7 +822,7 @@ async fn tiers_first_then_wherever_there_is_room() {
         .start()
         .await;
     let gate = Gate::new();
-    upstream.otherwise(json_answer("held").after(&gate));
+    upstream.otherwise(json_answer(Dialect::Responses, "held").after(&gate));
     let mut calls = Vec::new();
     for count in 1..=7 {
         calls.push(Call::send(&gateway, Protocol::H1, &plain("gpt-5-mini")).await);
@@ -834,7 +859,7 @@ async fn an_account_never_has_more_than_its_slots() {
         .await;
     let gates = [("sk-a1", 3, Gate::new()), ("sk-a2", 5, Gate::new())];
     for (account, _, gate) in &gates {
-        upstream.always_for(account, json_answer("held").after(gate));
+        upstream.always_for(account, json_answer(Dialect::Responses, "held").after(gate));
     }
     let address = gateway.address;
     let calls: Vec<_> = (0..REQUESTS)

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate_test_support::FakeUpstream;
 
+use crate::dialect::{DIALECTS, Dialect};
 use crate::harness::{Gateway, Setup};
 use clients::Told;
 use disks::Disks;
@@ -44,12 +45,14 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 const USERS: usize = 5;
 /// What every user has at first, in dollars: more than all requests cost.
 const BALANCE: i64 = 1_000_000;
-/// Groups and their multipliers in millionths.
-const GROUPS: [(&str, u64); 4] = [
-    ("plain", 1_000_000),
-    ("dear", 1_500_000),
-    ("odd", 333_333),
-    (SUBSCRIPTION, 1_250_000),
+/// Groups, their multipliers in millionths and what their clients speak.
+const GROUPS: [(&str, u64, Dialect); 6] = [
+    ("plain", 1_000_000, Dialect::Responses),
+    ("dear", 1_500_000, Dialect::Responses),
+    ("odd", 333_333, Dialect::Responses),
+    ("plain-messages", 1_000_000, Dialect::Messages),
+    ("odd-messages", 777_777, Dialect::Messages),
+    (SUBSCRIPTION, 1_250_000, Dialect::Responses),
 ];
 /// The group that is paid by subscription, the last one.
 const SUBSCRIPTION: &str = "sub";
@@ -201,14 +204,16 @@ fn has_command(name: &str) -> bool {
     output.status.success()
 }
 
-/// Two accounts at each provider, and a key for every user in every group.
-fn resources(upstreams: &[FakeUpstream; 2], groups: &[(&str, u64)]) -> Value {
-    let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();
+/// Two accounts of each platform at each provider, and a key for every user in every group.
+fn resources(upstreams: &[FakeUpstream; 2], groups: &[(&str, u64, Dialect)]) -> Value {
+    let names: Vec<&str> = groups.iter().map(|(name, ..)| *name).collect();
+    let of = |dialect| groups.iter().filter(move |(.., its)| *its == dialect);
     let plenty = BALANCE.to_string();
-    let group = |(name, millionths): &(&str, u64)| {
+    let group = |(name, millionths, dialect): &(&str, u64, Dialect)| {
         let multiplier = format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000);
+        let platform = dialect.platform();
         let mut group =
-            json!({ "name": name, "platform": "openai", "rate_multiplier": multiplier });
+            json!({ "name": name, "platform": platform, "rate_multiplier": multiplier });
         if *name == SUBSCRIPTION {
             group["subscription_type"] = json!("subscription");
             group["daily_limit_usd"] = json!(plenty);
@@ -216,13 +221,18 @@ fn resources(upstreams: &[FakeUpstream; 2], groups: &[(&str, u64)]) -> Value {
         }
         group
     };
-    let accounts = (0..4).map(|account: usize| {
+    let accounts = DIALECTS
+        .into_iter()
+        .flat_map(|dialect| (0..4).map(move |n| (dialect, n)));
+    let accounts = accounts.map(|(dialect, account): (Dialect, usize)| {
+        let platform = dialect.platform();
+        let names: Vec<&str> = of(dialect).map(|(name, ..)| *name).collect();
         json!({
-            "name": format!("s{account}"),
-            "platform": "openai",
+            "name": format!("{platform}-{account}"),
+            "platform": platform,
             "type": "api_key",
             "credentials": {
-                "api_key": format!("sk-s{account}"),
+                "api_key": format!("sk-{platform}-{account}"),
                 "base_url": upstreams[account % 2].url(),
             },
             "groups": names,

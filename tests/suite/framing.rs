@@ -5,22 +5,25 @@ use bytes::Bytes;
 use serde_json::json;
 use tollgate_test_support::{Answer, FakeUpstream, Gate, H1Client, Request};
 
-use crate::harness::{Gateway, KEY, Setup, ask};
+use crate::dialect::{Dialect, in_each_dialect};
+use crate::harness::{Gateway, KEY, Setup};
 
-async fn start() -> (Gateway, FakeUpstream) {
+async fn start(dialect: Dialect) -> (Gateway, FakeUpstream) {
     let upstream = FakeUpstream::start().await;
-    let gateway = Setup::with(&[&upstream]).start().await;
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let gateway = setup.start().await;
     (gateway, upstream)
 }
 
-fn body() -> String {
-    ask("gpt-5-mini", false).to_string()
+fn body(dialect: Dialect) -> String {
+    dialect.ask(dialect.model(), false).to_string()
 }
 
 /// A request head with these lines after the usual ones; the lines bring their own ends.
-fn head(lines: &str) -> String {
+fn head(dialect: Dialect, lines: &str) -> String {
+    let path = dialect.path();
     format!(
-        "POST /v1/responses HTTP/1.1\r\nhost: tollgate.test\r\nauthorization: Bearer {KEY}\r\n\
+        "POST {path} HTTP/1.1\r\nhost: tollgate.test\r\nauthorization: Bearer {KEY}\r\n\
          content-type: application/json\r\n{lines}\r\n"
     )
 }
@@ -30,22 +33,22 @@ fn chunked(body: &str) -> String {
 }
 
 /// What must never be taken for a request of its own.
-fn smuggled() -> String {
-    let body = body();
+fn smuggled(dialect: Dialect) -> String {
+    let body = body(dialect);
     format!(
         "{}{body}",
-        head(&format!("content-length: {}\r\n", body.len()))
+        head(dialect, &format!("content-length: {}\r\n", body.len()))
     )
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_could_be_read_in_two_ways_is_refused_and_closed() {
-    let (gateway, upstream) = start().await;
-    let body = body();
+in_each_dialect!(what_could_be_read_in_two_ways_is_refused_and_closed);
+async fn what_could_be_read_in_two_ways_is_refused_and_closed(dialect: Dialect) {
+    let (gateway, upstream) = start(dialect).await;
+    let body = body(dialect);
     let length = body.len();
     let cl = format!("content-length: {length}\r\n");
-    let plain = |lines: String| format!("{}{body}", head(&lines));
-    let chunks = |lines: &str| format!("{}{}", head(lines), chunked(&body));
+    let plain = |lines: String| format!("{}{body}", head(dialect, &lines));
+    let chunks = |lines: &str| format!("{}{}", head(dialect, lines), chunked(&body));
     #[rustfmt::skip]
     let rows = [
         ("length, then chunked", chunks(&format!("{cl}transfer-encoding: chunked\r\n"))),
@@ -83,12 +86,16 @@ async fn what_could_be_read_in_two_ways_is_refused_and_closed() {
     ];
     for (what, request) in rows {
         let mut client = gateway.h1().await;
-        let bytes = format!("{request}{}", smuggled());
+        let bytes = format!("{request}{}", smuggled(dialect));
         client.send(bytes.as_bytes()).await.unwrap();
         let reply = client.reply().await;
         let reply = reply.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(reply.status, 400, "{what}: {}", reply.text());
         assert_eq!(reply.header("connection"), Some("close"), "{what}");
+        // What could not be parsed at all is refused without a word.
+        if !reply.body.is_empty() {
+            dialect.refusal(&reply.json());
+        }
         assert_ends(what, &mut client).await;
     }
     assert_eq!(upstream.total(), 0, "{:?}", upstream.requests());
@@ -102,17 +109,20 @@ async fn assert_ends(what: &str, client: &mut H1Client) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pipelined_requests_are_answered_in_order() {
-    let (gateway, upstream) = start().await;
+in_each_dialect!(pipelined_requests_are_answered_in_order);
+async fn pipelined_requests_are_answered_in_order(dialect: Dialect) {
+    let (gateway, upstream) = start(dialect).await;
     let request = |model: &str| {
-        let body = ask(model, false).to_string();
+        let body = dialect.ask(model, false).to_string();
         let lines = format!("content-length: {}\r\n", body.len());
-        format!("{}{body}", head(&lines)).into_bytes()
+        format!("{}{body}", head(dialect, &lines)).into_bytes()
     };
     // All at once.
     let mut client = gateway.h1().await;
-    let models = ["gpt-5", "gpt-5-mini", "gpt-5-nano"];
+    let models = match dialect {
+        Dialect::Responses => ["gpt-5", "gpt-5-mini", "gpt-5-nano"],
+        Dialect::Messages => ["claude-opus-4-5", "claude-sonnet-4-5", "claude-haiku-4-5"],
+    };
     client.send(&models.map(request).concat()).await.unwrap();
     for model in models {
         let reply = client.reply().await.unwrap();
@@ -122,40 +132,41 @@ async fn pipelined_requests_are_answered_in_order() {
     // The second while the first is with the upstream; then one more as usual.
     let gate = Gate::new();
     upstream.push(Answer::echo().after(&gate));
-    client.send(&request("gpt-5")).await.unwrap();
+    client.send(&request(models[0])).await.unwrap();
     gate.wait_reached(1).await;
-    client.send(&request("gpt-5-mini")).await.unwrap();
+    client.send(&request(models[1])).await.unwrap();
     gate.open();
-    for model in ["gpt-5", "gpt-5-mini"] {
+    for model in &models[..2] {
         let reply = client.reply().await.unwrap();
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert_eq!(reply.json()["model"], json!(model));
     }
-    let last = Request::post("/v1/responses", body()).bearer(KEY);
+    let last = dialect.post(body(dialect), KEY);
     assert_eq!(client.request(&last).await.unwrap().status, 200);
     assert_eq!(upstream.requests().len(), 6);
     let records = gateway.wait_records(6).await;
     assert!(records.iter().all(|r| r["outcome"] == json!("ok")));
 }
 
+in_each_dialect!(a_request_behind_a_refused_one);
 /// A request refused after its body was read leaves the connection to the next one; refused before,
 /// it takes the connection with it, and says so.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_behind_a_refused_one() {
-    let (gateway, upstream) = start().await;
+async fn a_request_behind_a_refused_one(dialect: Dialect) {
+    let (gateway, upstream) = start(dialect).await;
     let request = |key: &str, path: &str, model: &str| {
-        let body = ask(model, false).to_string();
+        let body = dialect.ask(model, false).to_string();
         let lines = format!("content-length: {}\r\n", body.len());
-        let head = head(&lines)
+        let head = head(dialect, &lines)
             .replace(KEY, key)
-            .replace("/v1/responses", path);
+            .replace(dialect.path(), path);
         format!("{head}{body}")
     };
-    let good = request(KEY, "/v1/responses", "gpt-5-mini");
+    let (path, model) = (dialect.path(), dialect.model());
+    let good = request(KEY, path, model);
     let rows = [
-        (400, request(KEY, "/v1/responses", "")),
-        (401, request("nobody", "/v1/responses", "gpt-5-mini")),
-        (404, request(KEY, "/v1/nothing", "gpt-5-mini")),
+        (400, request(KEY, path, "")),
+        (401, request("nobody", path, model)),
+        (404, request(KEY, "/v1/nothing", model)),
     ];
     for (status, refused) in rows {
         let mut client = gateway.h1().await;
@@ -175,18 +186,19 @@ async fn a_request_behind_a_refused_one() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_of_http_1_0_is_served() {
-    let (gateway, upstream) = start().await;
+in_each_dialect!(a_client_of_http_1_0_is_served);
+async fn a_client_of_http_1_0_is_served(dialect: Dialect) {
+    let (gateway, upstream) = start(dialect).await;
     for (stream, expect) in [(false, false), (true, false), (false, true)] {
         let what = format!("stream {stream}, expect {expect}");
-        let body = ask("gpt-5-mini", stream).to_string();
+        let body = dialect.ask(dialect.model(), stream).to_string();
         let mut lines = format!("content-length: {}\r\n", body.len());
         if expect {
             // HTTP/1.0 knows no interim answers: this is not to be heeded.
             lines.push_str("expect: 100-continue\r\n");
         }
-        let request = format!("{}{body}", head(&lines)).replacen("HTTP/1.1", "HTTP/1.0", 1);
+        let request =
+            format!("{}{body}", head(dialect, &lines)).replacen("HTTP/1.1", "HTTP/1.0", 1);
         let mut client = gateway.h1().await;
         client.send(request.as_bytes()).await.unwrap();
         let head = client.head().await.unwrap();
@@ -208,11 +220,11 @@ async fn a_client_of_http_1_0_is_served() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heads_have_a_limit_that_no_honest_one_meets() {
-    let (gateway, upstream) = start().await;
-    let body = Bytes::from(body());
-    let post = || Request::post("/v1/responses", body.clone()).bearer(KEY);
+in_each_dialect!(heads_have_a_limit_that_no_honest_one_meets);
+async fn heads_have_a_limit_that_no_honest_one_meets(dialect: Dialect) {
+    let (gateway, upstream) = start(dialect).await;
+    let body = Bytes::from(body(dialect));
+    let post = || dialect.post(body.clone(), KEY);
     let mut client = gateway.h1().await;
     let long = post().header("x-long", &"x".repeat(100 << 10));
     assert_eq!(client.request(&long).await.unwrap().status, 200);
@@ -234,22 +246,23 @@ async fn heads_have_a_limit_that_no_honest_one_meets() {
     assert_eq!(upstream.total(), 2);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn targets_in_absolute_form() {
-    let (gateway, upstream) = start().await;
+in_each_dialect!(targets_in_absolute_form);
+async fn targets_in_absolute_form(dialect: Dialect) {
+    let (gateway, upstream) = start(dialect).await;
     let rows = [
-        ("http://tollgate.test/v1/responses", 200),
-        ("https://tollgate.test/v1/responses", 200),
-        ("http://elsewhere.test/v1/responses", 400),
-        ("http://user@tollgate.test/v1/responses", 400),
+        ("http://tollgate.test/HERE", 200),
+        ("https://tollgate.test/HERE", 200),
+        ("http://elsewhere.test/HERE", 400),
+        ("http://user@tollgate.test/HERE", 400),
         ("http://tollgate.test", 404),
         ("http://tollgate.test/v1/nothing", 404),
-        ("//tollgate.test/v1/responses", 404),
+        ("//tollgate.test/HERE", 404),
         ("*", 404),
     ];
     for (target, status) in rows {
+        let target = target.replace("/HERE", dialect.path());
         let mut client = gateway.h1().await;
-        let request = Request::post(target, body()).bearer(KEY);
+        let request = Request::post(&target, body(dialect)).bearer(KEY);
         let reply = client.request(&request).await;
         let reply = reply.unwrap_or_else(|error| panic!("{target}: {error}"));
         assert_eq!(reply.status, status, "{target}: {}", reply.text());
@@ -257,7 +270,7 @@ async fn targets_in_absolute_form() {
     let seen = upstream.requests();
     assert_eq!(seen.len(), 2);
     for request in seen {
-        assert_eq!(request.target, "/v1/responses");
+        assert_eq!(request.path(), dialect.path());
         assert_eq!(
             request.host(),
             Some(upstream.address().to_string().as_str())

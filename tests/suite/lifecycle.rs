@@ -5,51 +5,48 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate_test_support::{
-    Answer, ClientReply, FakeUpstream, Gate, H1Client, H2Client, Request, TestCa, openai, post_json,
+    Answer, ClientReply, FakeUpstream, Gate, H1Client, H2Client, Request, TestCa, post_json,
 };
 
-use crate::harness::{Gateway, KEY, LIMIT, Setup, ask, free_address, get};
+use crate::dialect::{Dialect, in_each_dialect};
+use crate::harness::{Gateway, KEY, LIMIT, Setup, free_address, get};
 
 const MODEL: &str = "gpt-5-mini";
 
-fn request(stream: bool) -> Request {
-    Request::post("/v1/responses", ask(MODEL, stream).to_string()).bearer(KEY)
+fn request(dialect: Dialect, stream: bool) -> Request {
+    dialect.request(dialect.model(), stream, KEY)
 }
 
 /// A stream whose first delta comes at once and whose rest waits for the gate.
-fn gated(gate: &Gate) -> Answer {
-    let deltas = ["Hel", "lo", " there"];
-    let frames = openai::responses_stream(MODEL, "resp_1", &deltas, Default::default());
-    let free = frames
-        .iter()
-        .position(|frame| String::from_utf8_lossy(frame).contains("Hel"))
-        .unwrap();
-    Answer::sse(frames).gated(free + 1, gate)
+fn gated(dialect: Dialect, gate: &Gate) -> Answer {
+    let free = dialect.cut("resp_1", &["Hel"]).len();
+    let whole = dialect.sse("resp_1", &["Hel", "lo", " there"]);
+    whole.gated(free, gate)
 }
 
 /// A client that has read the first delta of such a stream.
-async fn streaming(gateway: &Gateway) -> H1Client {
+async fn streaming(dialect: Dialect, gateway: &Gateway) -> H1Client {
     let mut client = gateway.h1().await;
-    client.send_request(&request(true)).await.unwrap();
+    let request = request(dialect, true);
+    client.send_request(&request).await.unwrap();
     assert_eq!(client.final_head().await.unwrap().status, 200);
     client.read_until("Hel").await.unwrap();
     client
 }
 
-async fn plain(gateway: &Gateway) -> ClientReply {
-    let body = ask(MODEL, false);
-    post_json(gateway.address, "/v1/responses", KEY, &body)
-        .await
-        .unwrap()
+async fn plain(dialect: Dialect, gateway: &Gateway) -> ClientReply {
+    let request = request(dialect, false);
+    gateway.h1().await.request(&request).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_lets_running_requests_finish_and_serves_new_ones() {
+in_each_dialect!(a_drain_lets_running_requests_finish_and_serves_new_ones);
+async fn a_drain_lets_running_requests_finish_and_serves_new_ones(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let mut gateway = Setup::with(&[&upstream]).start().await;
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let mut gateway = setup.start().await;
     let gate = Gate::new();
-    upstream.push(gated(&gate));
-    let mut client = streaming(&gateway).await;
+    upstream.push(gated(dialect, &gate));
+    let mut client = streaming(dialect, &gateway).await;
     gateway.signal("TERM");
     gateway
         .wait("readiness fails", || {
@@ -58,7 +55,7 @@ async fn a_drain_lets_running_requests_finish_and_serves_new_ones() {
         .await;
     assert_eq!(gateway.get("/healthz").unwrap().0, 200, "it is alive");
     assert_eq!(gateway.metric("requests_in_flight"), 1.0);
-    let reply = plain(&gateway).await;
+    let reply = plain(dialect, &gateway).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(
         reply.header("connection"),
@@ -67,7 +64,7 @@ async fn a_drain_lets_running_requests_finish_and_serves_new_ones() {
     );
     gate.open();
     let rest = client.body().await.unwrap();
-    assert!(String::from_utf8_lossy(&rest).contains("response.completed"));
+    assert!(String::from_utf8_lossy(&rest).contains(dialect.ends()));
     let status = gateway.wait_exit();
     assert!(status.success(), "{status}:\n{}", gateway.logged());
     let records = gateway.wait_records(2).await;
@@ -78,22 +75,23 @@ async fn a_drain_lets_running_requests_finish_and_serves_new_ones() {
     assert!(gateway.logged().contains("drained"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_ends_at_its_deadline() {
+in_each_dialect!(a_drain_ends_at_its_deadline);
+async fn a_drain_ends_at_its_deadline(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let mut gateway = Setup::with(&[&upstream])
+        .speaking(dialect)
         .set("GATEWAY__DRAIN_TIMEOUT_MS", 200)
         .start()
         .await;
     let gate = Gate::new();
-    upstream.push(gated(&gate));
-    let mut client = streaming(&gateway).await;
+    upstream.push(gated(dialect, &gate));
+    let mut client = streaming(dialect, &gateway).await;
     gateway.signal("TERM");
     let status = gateway.wait_exit();
     assert!(status.success(), "{status}:\n{}", gateway.logged());
     let (rest, end) = client.body_so_far().await;
     assert!(end.is_err(), "no client takes that for a whole answer");
-    assert!(!String::from_utf8_lossy(&rest).contains("response.completed"));
+    assert!(!String::from_utf8_lossy(&rest).contains(dialect.ends()));
     let record = gateway.only_record().await;
     assert_eq!(record["outcome"], json!("interrupted"));
     assert_eq!(record["status"], json!(200));
@@ -103,18 +101,19 @@ async fn a_drain_ends_at_its_deadline() {
     assert!(gateway.logged().contains("time is up"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_ends_the_drain() {
+in_each_dialect!(a_second_signal_ends_the_drain);
+async fn a_second_signal_ends_the_drain(dialect: Dialect) {
     for (first, second) in [("TERM", "TERM"), ("INT", "INT"), ("TERM", "INT")] {
         let upstream = FakeUpstream::start().await;
         // Far beyond the limit of every wait here.
         let timeout = LIMIT.as_millis() * 20;
         let mut gateway = Setup::with(&[&upstream])
+            .speaking(dialect)
             .set("GATEWAY__DRAIN_TIMEOUT_MS", timeout)
             .start()
             .await;
-        upstream.push(gated(&Gate::new()));
-        let _client = streaming(&gateway).await;
+        upstream.push(gated(dialect, &Gate::new()));
+        let _client = streaming(dialect, &gateway).await;
         gateway.signal(first);
         gateway
             .wait("readiness fails", || {
@@ -129,18 +128,25 @@ async fn a_second_signal_ends_the_drain() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_connections_are_closed_at_the_end() {
+in_each_dialect!(idle_connections_are_closed_at_the_end);
+async fn idle_connections_are_closed_at_the_end(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let mut gateway = Setup::with(&[&upstream])
+        .speaking(dialect)
         .set("SERVER__H2C", true)
         .start()
         .await;
     let mut used = gateway.h1().await;
-    assert_eq!(used.request(&request(false)).await.unwrap().status, 200);
+    assert_eq!(
+        used.request(&request(dialect, false)).await.unwrap().status,
+        200
+    );
     let mut silent = gateway.h1().await;
     let mut h2 = H2Client::connect(gateway.address).await.unwrap();
-    assert_eq!(h2.request(&request(false)).await.unwrap().status, 200);
+    assert_eq!(
+        h2.request(&request(dialect, false)).await.unwrap().status,
+        200
+    );
     gateway.wait_records(2).await;
     gateway.signal("TERM");
     assert!(used.closed_by_peer().await.unwrap());
@@ -148,7 +154,7 @@ async fn idle_connections_are_closed_at_the_end() {
     let _ = silent.closed_by_peer().await.unwrap();
     let status = gateway.wait_exit();
     assert!(status.success(), "{status}:\n{}", gateway.logged());
-    assert!(h2.request(&request(false)).await.is_err());
+    assert!(h2.request(&request(dialect, false)).await.is_err());
     upstream
         .wait_for("no connection left", |_| upstream.open_connections() == 0)
         .await;
@@ -166,7 +172,10 @@ async fn no_record_of_a_burst_is_lost_at_the_end() {
             tokio::spawn(async move {
                 let mut connection = H1Client::connect(address).await.unwrap();
                 for number in 0..EACH {
-                    let reply = connection.request(&request(number % 2 == 0)).await.unwrap();
+                    let reply = connection
+                        .request(&request(Dialect::Responses, number % 2 == 0))
+                        .await
+                        .unwrap();
                     assert_eq!(reply.status, 200, "{client}: {}", reply.text());
                 }
             })
@@ -186,18 +195,19 @@ async fn no_record_of_a_burst_is_lost_at_the_end() {
 
     // And none is written twice by the next server.
     gateway.launch();
-    assert_eq!(plain(&gateway).await.status, 200);
+    assert_eq!(plain(Dialect::Responses, &gateway).await.status, 200);
     gateway.wait_records(CLIENTS * EACH + 1).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_server_starts_again() {
+in_each_dialect!(a_killed_server_starts_again);
+async fn a_killed_server_starts_again(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let mut gateway = Setup::with(&[&upstream]).start().await;
-    assert_eq!(plain(&gateway).await.status, 200);
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let mut gateway = setup.start().await;
+    assert_eq!(plain(dialect, &gateway).await.status, 200);
     gateway.only_record().await;
-    upstream.push(gated(&Gate::new()));
-    let mut client = streaming(&gateway).await;
+    upstream.push(gated(dialect, &Gate::new()));
+    let mut client = streaming(dialect, &gateway).await;
     gateway.kill();
     assert!(client.body().await.is_err());
     upstream
@@ -207,7 +217,7 @@ async fn a_killed_server_starts_again() {
         .await;
     // Its lock went with it.
     gateway.launch();
-    assert_eq!(plain(&gateway).await.status, 200);
+    assert_eq!(plain(dialect, &gateway).await.status, 200);
     let records = gateway.records();
     assert!(records.iter().all(|r| r["request_id"].is_string()));
     gateway
@@ -312,18 +322,18 @@ fn tls_setup(upstream: &FakeUpstream, addresses: &[SocketAddr]) -> (Setup, TestC
     (setup, ca)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_with_either_protocol_beside_cleartext() {
+in_each_dialect!(tls_with_either_protocol_beside_cleartext);
+async fn tls_with_either_protocol_beside_cleartext(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let (secure, clear) = (free_address(), free_address());
     let (setup, ca) = tls_setup(&upstream, &[secure, clear]);
-    let gateway = setup.start().await;
+    let gateway = setup.speaking(dialect).start().await;
     let mut h2 = H2Client::connect_tls(secure, &ca).await.unwrap();
     let mut h1 = H1Client::connect_tls(secure, &ca).await.unwrap();
     let mut plain = H1Client::connect(clear).await.unwrap();
     for round in 0..2 {
         for stream in [false, true] {
-            let request = request(stream);
+            let request = request(dialect, stream);
             for reply in [
                 h2.request(&request).await.unwrap(),
                 h1.request(&request).await.unwrap(),
@@ -332,27 +342,34 @@ async fn tls_with_either_protocol_beside_cleartext() {
                 assert_eq!(reply.status, 200, "{round}: {}", reply.text());
                 if stream {
                     let types = reply.event_types();
-                    assert_eq!(types.last().unwrap(), "response.completed");
+                    assert_eq!(types.last().unwrap(), dialect.ends());
                 }
             }
         }
     }
     // Errors are the same on HTTP/2, and the connection goes on.
-    let refused = Request::post("/v1/responses", "{}").bearer("tg-nobody-0123456789abcdef");
+    let refused = dialect.post("{}", "tg-nobody-0123456789abcdef");
     let reply = h2.request(&refused).await.unwrap();
     assert_eq!(reply.status, 401);
-    assert_eq!(reply.json()["error"]["code"], json!("INVALID_API_KEY"));
+    let said = ("authentication_error", "Invalid API key");
+    assert_eq!(dialect.refusal(&reply.json()), said);
     assert!(reply.header("x-request-id").unwrap().starts_with("req_"));
     assert_eq!(reply.header("connection"), None);
-    assert_eq!(h2.request(&request(false)).await.unwrap().status, 200);
+    assert_eq!(
+        h2.request(&request(dialect, false)).await.unwrap().status,
+        200
+    );
     gateway.wait_records(13).await;
     // Cleartext on the TLS port gets nowhere, and hurts nobody.
     let mut wrong = H1Client::connect(secure).await.unwrap();
-    let reply = wrong.request(&request(false)).await;
+    let reply = wrong.request(&request(dialect, false)).await;
     assert!(reply.is_err(), "{reply:?}");
     // Another authority's client does not trust the certificate.
     assert!(H1Client::connect_tls(secure, &TestCa::new()).await.is_err());
-    assert_eq!(h1.request(&request(false)).await.unwrap().status, 200);
+    assert_eq!(
+        h1.request(&request(dialect, false)).await.unwrap().status,
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -377,17 +394,18 @@ async fn a_certificate_that_cannot_be_used_is_named() {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_port_takes_both_protocols_in_cleartext() {
+in_each_dialect!(one_port_takes_both_protocols_in_cleartext);
+async fn one_port_takes_both_protocols_in_cleartext(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let gateway = Setup::with(&[&upstream])
+        .speaking(dialect)
         .set("SERVER__H2C", true)
         .start()
         .await;
     let mut h1 = gateway.h1().await;
     let mut h2 = H2Client::connect(gateway.address).await.unwrap();
     for stream in [false, true, false] {
-        let request = request(stream);
+        let request = request(dialect, stream);
         for reply in [
             h1.request(&request).await.unwrap(),
             h2.request(&request).await.unwrap(),
@@ -397,19 +415,23 @@ async fn one_port_takes_both_protocols_in_cleartext() {
     }
     // Streams of one connection run beside each other.
     let gate = Gate::new();
-    upstream.push(gated(&gate));
-    let mut waiting = h2.send_request(&request(true)).await.unwrap();
+    upstream.push(gated(dialect, &gate));
+    let mut waiting = h2.send_request(&request(dialect, true)).await.unwrap();
     assert_eq!(waiting.head().await.unwrap(), 200);
-    assert_eq!(h2.request(&request(false)).await.unwrap().status, 200);
+    assert_eq!(
+        h2.request(&request(dialect, false)).await.unwrap().status,
+        200
+    );
     gate.open();
     let reply = waiting.reply().await.unwrap();
-    assert_eq!(reply.event_types().last().unwrap(), "response.completed");
+    assert_eq!(reply.event_types().last().unwrap(), dialect.ends());
     gateway.wait_records(8).await;
 
     // Without the setting the port speaks HTTP/1.1 only.
-    let gateway = Setup::with(&[&upstream]).start().await;
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let gateway = setup.start().await;
     if let Ok(mut h2) = H2Client::connect(gateway.address).await {
-        assert!(h2.request(&request(false)).await.is_err());
+        assert!(h2.request(&request(dialect, false)).await.is_err());
     }
-    assert_eq!(plain(&gateway).await.status, 200);
+    assert_eq!(plain(dialect, &gateway).await.status, 200);
 }

@@ -14,6 +14,7 @@ mod cells;
 mod chance;
 mod claude;
 mod conditions;
+mod dialect;
 mod disconnects;
 mod egress;
 mod failover;

@@ -6,10 +6,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use std::io::Write;
-use tollgate_test_support::{Answer, ClientReply, Gate, openai};
+use tollgate_test_support::{Answer, ClientReply, Gate};
 
-use crate::cells::{self, Cell, Client, Kind, MODEL, Side, World};
-use crate::harness::ask;
+use crate::cells::{self, Cell, Client, Kind, Side, World};
+use crate::dialect::{Dialect, in_each_dialect};
 
 const MIB: usize = 1 << 20;
 /// Stands in everything that no client may see.
@@ -53,14 +53,15 @@ impl Form {
         Form::CloseDelimited,
     ];
 
-    fn answer(self, status: u16, gate: &Gate) -> Answer {
+    fn answer(self, dialect: Dialect, status: u16, gate: &Gate) -> Answer {
         let error = match self {
             Form::Empty | Form::EmptyOpen => Answer::empty(status),
-            _ => Answer::error(status, SECRET),
+            _ => dialect.error(status, SECRET),
         };
         // Headers that pass when they belong to the answer the client gets.
         let error = error
             .header("x-codex-turn-state", SECRET)
+            .header("anthropic-ratelimit-tokens-remaining", SECRET)
             .header("x-ratelimit-remaining-tokens", SECRET);
         match self {
             Form::AtOnce | Form::Empty => error,
@@ -82,6 +83,7 @@ struct Row {
 }
 
 fn rows(
+    dialect: Dialect,
     resources: &mut Value,
     url: &str,
     statuses: &[u16],
@@ -92,7 +94,7 @@ fn rows(
     for status in statuses {
         for form in forms {
             let name = format!("c{status}-{form:?}").to_lowercase();
-            let cell = cells::add(resources, &name, url, accounts, false);
+            let cell = cells::add(dialect, resources, &name, url, accounts, false);
             let (status, form) = (*status, *form);
             rows.push(Row { cell, status, form });
         }
@@ -124,15 +126,17 @@ impl Clients {
 
     /// Asks by the client that asked last.
     async fn ask_again(&mut self, what: &str, cell: &Cell) -> ClientReply {
-        let body = Bytes::from(ask(MODEL, self.turn % 4 < 2).to_string());
-        let reply = self.clients[self.turn % 2].post(&cell.key, &body).await;
+        let dialect = cell.dialect;
+        let body = dialect.ask(dialect.model(), self.turn % 4 < 2);
+        let body = Bytes::from(body.to_string());
+        let reply = self.clients[self.turn % 2].post(cell, &body).await;
         reply.unwrap_or_else(|error| panic!("{what}, client {}: {error}", self.turn % 2))
     }
 
     /// The same, while the upstream's first answer is of this form.
     async fn ask_with(&mut self, world: &World, row: &Row) -> ClientReply {
         let gate = Gate::new();
-        let refusal = row.form.answer(row.status, &gate);
+        let refusal = row.form.answer(row.cell.dialect, row.status, &gate);
         world.upstream.push_for(&row.cell.credentials[0], refusal);
         let opened = async {
             if row.form == Form::Delayed {
@@ -144,19 +148,21 @@ impl Clients {
     }
 }
 
-/// The error of an OpenAI error reply: its type and its message.
-fn error_of(what: &str, reply: &ClientReply) -> (String, String) {
+/// The error of an error reply: its type and its message.
+fn error_of(dialect: Dialect, what: &str, reply: &ClientReply) -> (String, String) {
     let json = reply.json();
-    let text = |name: &str| json["error"][name].as_str().map(str::to_owned);
+    assert!(
+        json.is_object(),
+        "{what}: no error object: {}",
+        reply.text()
+    );
+    let (kind, message) = dialect.refusal(&json);
     assert_eq!(
         reply.header("content-type"),
         Some("application/json"),
         "{what}"
     );
-    match (text("type"), text("message")) {
-        (Some(kind), Some(message)) => (kind, message),
-        _ => panic!("{what}: no error object: {}", reply.text()),
-    }
+    (kind.to_owned(), message.to_owned())
 }
 
 fn assert_nothing_leaked(what: &str, reply: &ClientReply) {
@@ -165,13 +171,13 @@ fn assert_nothing_leaked(what: &str, reply: &ClientReply) {
     assert!(!reply.text().contains(SECRET), "{what}: {}", reply.text());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_is_swallowed_and_the_next_account_answers() {
+in_each_dialect!(a_refusal_is_swallowed_and_the_next_account_answers);
+async fn a_refusal_is_swallowed_and_the_next_account_answers(dialect: Dialect) {
     const STATUSES: [u16; 8] = [307, 401, 402, 403, 429, 500, 503, 529];
     for side in Side::ALL {
         let mut table = Vec::new();
         let world = World::start(side, |resources, url| {
-            table = rows(resources, url, &STATUSES, &Form::ALL, 2);
+            table = rows(dialect, resources, url, &STATUSES, &Form::ALL, 2);
         })
         .await;
         let mut clients = Clients::new(&world).await;
@@ -194,8 +200,8 @@ async fn a_refusal_is_swallowed_and_the_next_account_answers() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_nobody_else_can_answer_is_said_in_our_words() {
+in_each_dialect!(a_refusal_nobody_else_can_answer_is_said_in_our_words);
+async fn a_refusal_nobody_else_can_answer_is_said_in_our_words(dialect: Dialect) {
     const UNAVAILABLE: &str = "Upstream service temporarily unavailable";
     #[rustfmt::skip]
     const WORDS: [(u16, u16, &str, &str); 8] = [
@@ -212,7 +218,7 @@ async fn a_refusal_nobody_else_can_answer_is_said_in_our_words() {
     for side in Side::ALL {
         let mut table = Vec::new();
         let world = World::start(side, |resources, url| {
-            table = rows(resources, url, &statuses, &Form::ALL, 1);
+            table = rows(dialect, resources, url, &statuses, &Form::ALL, 1);
         })
         .await;
         let mut clients = Clients::new(&world).await;
@@ -221,8 +227,12 @@ async fn a_refusal_nobody_else_can_answer_is_said_in_our_words() {
             let reply = clients.ask_with(&world, row).await;
             let (_, status, kind, message) = WORDS.into_iter().find(|w| w.0 == row.status).unwrap();
             assert_eq!(reply.status, status, "{what}: {}", reply.text());
+            let kind = match (dialect, row.status) {
+                (Dialect::Messages, 529) => "overloaded_error",
+                _ => kind,
+            };
             let expected = (kind.to_owned(), message.to_owned());
-            assert_eq!(error_of(&what, &reply), expected, "{what}");
+            assert_eq!(error_of(dialect, &what, &reply), expected, "{what}");
             assert_nothing_leaked(&what, &reply);
             let id = reply.header("x-request-id").unwrap_or_default();
             assert!(id.starts_with("req_"), "{what}: {id:?}");
@@ -233,13 +243,13 @@ async fn a_refusal_nobody_else_can_answer_is_said_in_our_words() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_clients_own_mistake_reaches_the_client_and_harms_no_account() {
+in_each_dialect!(the_clients_own_mistake_reaches_the_client_and_harms_no_account);
+async fn the_clients_own_mistake_reaches_the_client_and_harms_no_account(dialect: Dialect) {
     const STATUSES: [u16; 7] = [400, 404, 405, 409, 413, 415, 422];
     for side in Side::ALL {
         let mut table = Vec::new();
         let world = World::start(side, |resources, url| {
-            table = rows(resources, url, &STATUSES, &Form::WHOLE, 2);
+            table = rows(dialect, resources, url, &STATUSES, &Form::WHOLE, 2);
         })
         .await;
         let mut clients = Clients::new(&world).await;
@@ -247,9 +257,9 @@ async fn the_clients_own_mistake_reaches_the_client_and_harms_no_account() {
             let what = format!("{side:?} {}", row.cell.name);
             let reply = clients.ask_with(&world, row).await;
             assert_eq!(reply.status, row.status, "{what}: {}", reply.text());
-            let theirs = openai::error(row.status, SECRET);
+            let theirs = dialect.error_body(row.status, SECRET);
             assert_eq!(reply.text(), String::from_utf8_lossy(&theirs), "{what}");
-            error_of(&what, &reply);
+            error_of(dialect, &what, &reply);
             // The account is asked again at once: it has done nothing wrong.
             let reply = clients.ask_again(&what, &row.cell).await;
             assert_eq!(reply.status, 200, "{what}: {}", reply.text());
@@ -263,13 +273,13 @@ async fn the_clients_own_mistake_reaches_the_client_and_harms_no_account() {
     }
 }
 
+in_each_dialect!(a_mistake_named_in_another_way_is_named_in_the_clients_dialect);
 /// What is not an error object of the client's dialect becomes one; the status stays.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mistake_named_in_another_way_is_named_in_the_clients_dialect() {
+async fn a_mistake_named_in_another_way_is_named_in_the_clients_dialect(dialect: Dialect) {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(&openai::error(400, SECRET)).unwrap();
+    gzip.write_all(&dialect.error_body(400, SECRET)).unwrap();
     let gzip = gzip.finish().unwrap();
-    let long = json!({"error": {"type": "invalid_request_error", "message": "x".repeat(3 * MIB)}});
+    let long = json!({"type": "error", "error": {"type": "invalid_request_error", "message": "x".repeat(3 * MIB)}});
     let table = [
         (
             "html",
@@ -296,14 +306,14 @@ async fn a_mistake_named_in_another_way_is_named_in_the_clients_dialect() {
             Answer::body(400, "application/json", gzip).header("content-encoding", "gzip"),
             None,
         ),
-        ("cut", 400, Answer::error(400, SECRET).truncated(25), None),
+        ("cut", 400, dialect.error(400, SECRET).truncated(25), None),
         ("long", 413, Answer::json(413, &long), None),
     ];
     for side in Side::ALL {
         let mut cells_of = Vec::new();
         let world = World::start(side, |resources, url| {
             for (name, ..) in &table {
-                cells_of.push(cells::add(resources, name, url, 1, false));
+                cells_of.push(cells::add(dialect, resources, name, url, 1, false));
             }
         })
         .await;
@@ -314,8 +324,9 @@ async fn a_mistake_named_in_another_way_is_named_in_the_clients_dialect() {
             let reply = clients.ask(&what, cell).await;
             assert_eq!(reply.status, status, "{what}");
             assert_eq!(reply.header("content-encoding"), None, "{what}");
-            let (kind, said) = error_of(&what, &reply);
-            assert_eq!(kind, "invalid_request_error", "{what}");
+            let (kind, said) = error_of(dialect, &what, &reply);
+            let expected = dialect.kind(status, "invalid_request_error");
+            assert_eq!(kind, expected, "{what}");
             match message {
                 Some(message) => assert_eq!(said, message, "{what}"),
                 None => assert!(!said.is_empty() && !said.contains("<h1>"), "{what}: {said}"),
@@ -328,9 +339,9 @@ async fn a_mistake_named_in_another_way_is_named_in_the_clients_dialect() {
     }
 }
 
+in_each_dialect!(an_endless_error_is_cut_short);
 /// More than 2 MiB of an error is never read, and its end never waited for.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endless_error_is_cut_short() {
+async fn an_endless_error_is_cut_short(dialect: Dialect) {
     let endless = || {
         let words = SECRET.repeat(3 * MIB / SECRET.len());
         Answer::body(500, "text/plain", words)
@@ -342,7 +353,7 @@ async fn an_endless_error_is_cut_short() {
         let world = World::start(side, |resources, url| {
             for (accounts, status) in [(2, 200), (1, 502)] {
                 let name = format!("c{accounts}");
-                let cell = cells::add(resources, &name, url, accounts, false);
+                let cell = cells::add(dialect, resources, &name, url, accounts, false);
                 table.push((cell, status));
             }
         })
@@ -359,15 +370,15 @@ async fn an_endless_error_is_cut_short() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limit_tells_when_to_come_back() {
+in_each_dialect!(a_limit_tells_when_to_come_back);
+async fn a_limit_tells_when_to_come_back(dialect: Dialect) {
     let mut cell = None;
     let world = World::start(Side::Http1, |resources, url| {
-        cell = Some(cells::add(resources, "limited", url, 1, false));
+        cell = Some(cells::add(dialect, resources, "limited", url, 1, false));
     })
     .await;
     let cell = cell.unwrap();
-    let limited = Answer::error(429, SECRET).header("retry-after", "77");
+    let limited = dialect.error(429, SECRET).header("retry-after", "77");
     world.upstream.push_for(&cell.credentials[0], limited);
     let mut clients = Clients::new(&world).await;
     let reply = clients.ask("limited", &cell).await;

@@ -5,12 +5,17 @@ use serde_json::{Value, json};
 use tollgate_test_support::{Answer, ClientReply, FakeUpstream, Gate, Request, sse};
 
 use crate::call::{Call, Protocol, apart};
-use crate::harness::{Gateway, KEY, Setup, ask_anew, key_of};
+use crate::dialect::{Dialect, in_each_dialect};
+use crate::harness::{Gateway, KEY, Setup, key_of};
 
 const MODEL: &str = "gpt-5-mini";
 
 /// The rules of these tests. Each has a status or a word of its own, so that all can be asked at once.
-fn rules() -> Value {
+fn rules(dialect: Dialect) -> Value {
+    let other = match dialect {
+        Dialect::Responses => "anthropic",
+        Dialect::Messages => "openai",
+    };
     json!([
         { "name": "by-code", "error_codes": [451] },
         { "name": "by-keyword", "keywords": ["Quota Exceeded"] },
@@ -25,7 +30,7 @@ fn rules() -> Value {
         { "name": "later", "priority": 5, "error_codes": [459], "passthrough_body": false, "custom_message": "Later" },
         { "name": "sooner", "priority": -5, "error_codes": [459], "passthrough_body": false, "custom_message": "Sooner" },
         { "name": "off", "enabled": false, "priority": -9, "error_codes": [460, 459], "passthrough_body": false, "custom_message": "Off" },
-        { "name": "elsewhere", "priority": -9, "platforms": ["anthropic"], "error_codes": [461, 459],
+        { "name": "elsewhere", "priority": -9, "platforms": [other], "error_codes": [461, 459],
           "passthrough_body": false, "custom_message": "Elsewhere" },
         { "name": "here-too", "platforms": ["anthropic", "openai"], "error_codes": [462],
           "passthrough_body": false, "custom_message": "Here too" },
@@ -42,13 +47,14 @@ fn rules() -> Value {
 }
 
 fn said(status: u16, message: &str) -> Answer {
-    let body = json!({ "error": { "message": message, "type": "t", "code": "c" } });
-    Answer::json(status, &body)
+    // An error in either dialect.
+    let error = json!({ "message": message, "type": "t", "code": "c" });
+    Answer::json(status, &json!({ "type": "error", "error": error }))
 }
 
 /// An error whose body has the word `needle` from this byte on.
 fn needle_at(status: u16, at: usize) -> Answer {
-    let head = r#"{"error":{"message":"No","code":""#;
+    let head = r#"{"type":"error","error":{"message":"No","type":""#;
     let body = format!("{head}{}needle\"}}}}", "x".repeat(at - head.len()));
     Answer::body(status, "application/json", body)
 }
@@ -57,9 +63,9 @@ async fn send(gateway: &Gateway, request: &Request) -> ClientReply {
     gateway.h1().await.request(request).await.unwrap()
 }
 
-fn in_group(group: &str, stream: bool) -> Request {
-    let body = ask_anew(MODEL, stream).to_string();
-    Request::post("/v1/responses", body).bearer(&key_of(group))
+fn in_group(dialect: Dialect, group: &str, stream: bool) -> Request {
+    let body = dialect.ask_anew(dialect.model(), stream);
+    dialect.post(body.to_string(), &key_of(group))
 }
 
 /// Status and message of an error that a rule has made.
@@ -109,11 +115,12 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_rules_make_of_an_error() {
+in_each_dialect!(what_rules_make_of_an_error);
+async fn what_rules_make_of_an_error(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let gateway = Setup::with(&[&upstream])
-        .resources(|all| all["error_passthrough_rules"] = rules())
+        .speaking(dialect)
+        .resources(|all| all["error_passthrough_rules"] = rules(dialect))
         .start()
         .await;
     let mut count = 0;
@@ -121,12 +128,13 @@ async fn what_rules_make_of_an_error() {
         for stream in [false, true] {
             let what = format!("{name}, stream {stream}");
             upstream.push(answer.clone());
-            let body = ask_anew(MODEL, stream).to_string();
-            let request = Request::post("/v1/responses", body).bearer(KEY);
+            let body = dialect.ask_anew(dialect.model(), stream);
+            let request = dialect.post(body.to_string(), KEY);
             let reply = send(&gateway, &request).await;
             match expected {
                 Some(expected) => {
                     by_rule(reply.status, &reply.json()["error"], expected, &what);
+                    dialect.refusal(&reply.json());
                     assert_eq!(reply.header("content-type"), Some("application/json"));
                     assert!(reply.header("location").is_none(), "{what}");
                 }
@@ -169,15 +177,19 @@ fn exhausted() -> Vec<Exhausted> {
     ]
 }
 
-fn two_accounts(upstream: &FakeUpstream, groups: impl Iterator<Item = String>) -> Setup {
+fn two_accounts(
+    dialect: Dialect,
+    upstream: &FakeUpstream,
+    groups: impl Iterator<Item = String>,
+) -> Setup {
     let url = upstream.url();
     let mut setup =
-        Setup::with(&[upstream]).resources(|all| all["error_passthrough_rules"] = rules());
+        Setup::with(&[upstream]).resources(|all| all["error_passthrough_rules"] = rules(dialect));
     for group in groups {
         let (first, last) = (format!("first-{group}"), format!("last-{group}"));
         setup = setup.group(&group, &[(&first, &url), (&last, &url)]);
     }
-    setup
+    setup.speaking(dialect)
 }
 
 fn answer_in(upstream: &FakeUpstream, group: &str, answers: &[Answer; 2]) {
@@ -185,21 +197,20 @@ fn answer_in(upstream: &FakeUpstream, group: &str, answers: &[Answer; 2]) {
     upstream.push_for(&format!("sk-last-{group}"), answers[1].clone());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rules_speak_when_every_account_has_failed() {
+in_each_dialect!(rules_speak_when_every_account_has_failed);
+async fn rules_speak_when_every_account_has_failed(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let rows = exhausted();
     let groups = (0..2 * rows.len()).map(|row| format!("g{row}"));
-    let gateway = two_accounts(&upstream, groups).start().await;
+    let gateway = two_accounts(dialect, &upstream, groups).start().await;
     for (row, (name, answers, (status, message, kind))) in rows.iter().enumerate() {
         for (group, stream) in [(2 * row, false), (2 * row + 1, true)] {
             let group = format!("g{group}");
             answer_in(&upstream, &group, answers);
-            let reply = send(&gateway, &in_group(&group, stream)).await;
-            let error = &reply.json()["error"];
+            let reply = send(&gateway, &in_group(dialect, &group, stream)).await;
+            let error = reply.json();
             assert_eq!(reply.status, *status, "{name}: {error}");
-            assert_eq!(error["message"], *message, "{name}");
-            assert_eq!(error["type"], *kind, "{name}");
+            assert_eq!(dialect.refusal(&error), (*kind, *message), "{name}");
         }
     }
     for record in gateway.wait_records(2 * rows.len()).await {
@@ -209,8 +220,8 @@ async fn rules_speak_when_every_account_has_failed() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_ping_a_rule_speaks_in_an_event() {
+in_each_dialect!(after_a_ping_a_rule_speaks_in_an_event);
+async fn after_a_ping_a_rule_speaks_in_an_event(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let rows = [
         (
@@ -230,6 +241,7 @@ async fn after_a_ping_a_rule_speaks_in_an_event() {
         ),
     ];
     let gateway = two_accounts(
+        dialect,
         &upstream,
         rows.iter().map(|(group, ..)| (*group).to_owned()),
     )
@@ -242,16 +254,17 @@ async fn after_a_ping_a_rule_speaks_in_an_event() {
         // Another request has the user's slot.
         let gate = Gate::new();
         upstream.push_for("sk-a1", Answer::echo().after(&gate));
-        let held = Call::send(&gateway, Protocol::H1, &apart(MODEL)).await;
+        let held = dialect.apart(dialect.model());
+        let held = Call::send(&gateway, Protocol::H1, &held).await;
         gate.wait_reached(1).await;
-        let mut call = Call::send(&gateway, Protocol::H1, &in_group(group, true)).await;
+        let mut call = Call::send(&gateway, Protocol::H1, &in_group(dialect, group, true)).await;
         assert_eq!(call.head().await.unwrap().status, 200);
-        call.read_until(":\n\n", 1).await;
+        call.read_until(dialect.ping(), 1).await;
         gate.open();
         assert_eq!(held.answer().await.0, 200);
         let (body, end) = call.rest().await;
         end.unwrap();
-        let events = sse::events(&body);
+        let events = sse::events(dialect.without_pings(&body).as_bytes());
         assert_eq!(events.len(), 1, "{group}: {body:?}");
         assert_eq!(events[0].name, "error", "{group}");
         let event = events[0].json();
@@ -260,8 +273,8 @@ async fn after_a_ping_a_rule_speaks_in_an_event() {
     gateway.wait_records(2 * 3).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rule_changes_nothing_for_the_account() {
+in_each_dialect!(a_rule_changes_nothing_for_the_account);
+async fn a_rule_changes_nothing_for_the_account(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
     let own_words = |code: u16| json!([{ "name": "r", "error_codes": [code], "passthrough_body": false, "custom_message": "Words" }]);
     let codes = json!({ "custom_error_codes_enabled": true, "custom_error_codes": [500] });
@@ -276,6 +289,7 @@ async fn a_rule_changes_nothing_for_the_account() {
     ];
     for (code, extra, status) in rows {
         let gateway = Setup::with(&[&upstream])
+            .speaking(dialect)
             .resources(|all| {
                 all["error_passthrough_rules"] = own_words(code);
                 all["accounts"][0]["extra"] = extra;
@@ -283,7 +297,7 @@ async fn a_rule_changes_nothing_for_the_account() {
             .start()
             .await;
         upstream.push(said(code, "Theirs"));
-        let reply = send(&gateway, &apart(MODEL)).await;
+        let reply = send(&gateway, &dialect.apart(dialect.model())).await;
         by_rule(
             reply.status,
             &reply.json()["error"],
@@ -302,7 +316,8 @@ async fn a_rule_changes_nothing_for_the_account() {
 async fn what_is_not_monitored_is_recorded_all_the_same() {
     let upstream = FakeUpstream::start().await;
     let groups = ["loud", "quiet", "quiet-and-broken"];
-    let gateway = two_accounts(&upstream, groups.iter().map(|g| (*g).to_owned()))
+    let dialect = Dialect::Responses;
+    let gateway = two_accounts(dialect, &upstream, groups.iter().map(|g| (*g).to_owned()))
         .start()
         .await;
     let rows = [
@@ -313,7 +328,7 @@ async fn what_is_not_monitored_is_recorded_all_the_same() {
     let mut ids = Vec::new();
     for (group, answers, status) in rows {
         answer_in(&upstream, group, &answers);
-        let reply = send(&gateway, &in_group(group, false)).await;
+        let reply = send(&gateway, &in_group(dialect, group, false)).await;
         assert_eq!(reply.status, status, "{group}");
         ids.push(reply.header("x-request-id").unwrap().to_owned());
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tollgate_test_support::{Answer, FakeUpstream, Gate, Usage, openai, post_json};
 
 use crate::call::streamed;
+use crate::dialect::{Dialect, OUTPUT, in_each_dialect};
 use crate::harness::{Gateway, KEY, Setup, ask};
 
 const MODEL: &str = "gpt-5-mini";
@@ -27,12 +28,13 @@ fn told(record: &Value) -> (&str, &str, &str) {
     (text("outcome"), text("usage_source"), text("charge"))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_was_read_to_its_end_is_settled_whatever_follows() {
+in_each_dialect!(an_answer_that_was_read_to_its_end_is_settled_whatever_follows);
+async fn an_answer_that_was_read_to_its_end_is_settled_whatever_follows(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let mut gateway = Setup::with(&[&upstream]).start().await;
-    let stream = || openai::responses_stream(MODEL, "r", &["Hello"], usage());
-    let json = || openai::responses_json(MODEL, "r", "Hello", usage());
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let mut gateway = setup.start().await;
+    let stream = || dialect.stream("r", &["Hello"]);
+    let json = || dialect.json("r", "Hello");
     let whole = stream().concat();
     let answers = [
         // The terminal event and the end of the connection arrive together.
@@ -45,9 +47,8 @@ async fn an_answer_that_was_read_to_its_end_is_settled_whatever_follows() {
     let count = answers.len();
     for (row, answer) in answers.into_iter().enumerate() {
         upstream.push(answer);
-        let body = ask(MODEL, row < 3);
-        let reply = post_json(gateway.address, "/v1/responses", KEY, &body);
-        let reply = reply.await.unwrap();
+        let request = dialect.request(dialect.model(), row < 3, KEY);
+        let reply = gateway.h1().await.request(&request).await.unwrap();
         assert_eq!(reply.status, 200, "{row}");
         if row < 3 {
             assert_eq!(reply.body, whole, "nothing follows the answer, {row}");
@@ -57,7 +58,51 @@ async fn an_answer_that_was_read_to_its_end_is_settled_whatever_follows() {
         gateway.launch();
     }
     for record in gateway.wait_records(count).await {
-        assert_eq!(told(&record), ("ok", "reported", COST), "{record:#}");
+        let expected = ("ok", "reported", dialect.charge());
+        assert_eq!(told(&record), expected, "{record:#}");
+    }
+}
+
+/// What a message has cost is known from its beginning and its last but one event: a killed server has it from the
+/// journal, whatever of the stream had come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_cut_off_by_the_servers_death_is_settled_by_what_had_come() {
+    let dialect = Dialect::Messages;
+    let upstream = FakeUpstream::start().await;
+    let setup = Setup::with(&[&upstream]).speaking(dialect);
+    let mut gateway = setup.start().await;
+    let whole = dialect.stream("r", &["Hello"]);
+    let begun = dialect.cut("r", &["Hello"]).len();
+    // Nothing; text; all but `message_stop`.
+    let rows = [
+        (0, "nothing"),
+        (begun, "Hello"),
+        (whole.len() - 1, "message_delta\n"),
+    ];
+    for (count, (events, last)) in rows.into_iter().enumerate() {
+        let gate = Gate::new();
+        upstream.push(Answer::sse(whole.clone()).gated(events, &gate));
+        let mut client = gateway.h1().await;
+        client
+            .send_request(&dialect.streamed(dialect.model()))
+            .await
+            .unwrap();
+        if events == 0 {
+            gate.wait_reached(1).await;
+        } else {
+            assert_eq!(client.final_head().await.unwrap().status, 200);
+            client.read_until(last).await.unwrap();
+        }
+        gateway.kill();
+        gateway.launch();
+        let records = gateway.wait_records(count + 1).await;
+        for record in records {
+            assert_eq!(record["outcome"], "interrupted", "{last}: {record:#}");
+            assert_eq!(record["endpoint"], "/v1/messages", "{last}: {record:#}");
+            // Never by the bound: that would be the 1024 tokens that were asked for.
+            let output = record["output_tokens"].as_u64().unwrap();
+            assert!(output <= OUTPUT, "{last}: {record:#}");
+        }
     }
 }
 

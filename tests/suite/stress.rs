@@ -13,21 +13,28 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tollgate::domain::Money;
-use tollgate_test_support::{Answer, FakeUpstream, Received, Request, Usage, openai};
+use tollgate_test_support::{Answer, FakeUpstream, Received, Request};
 
 use crate::call::{Call, Leaving, PROTOCOLS, Protocol};
 use crate::chance::Chance;
+use crate::dialect::{DIALECTS, Dialect, OUTPUT, Trouble};
 use crate::harness::{Gateway, Setup};
 
 const SEED: u64 = 0x7011_6a7e;
-const MODEL: &str = "gpt-5-mini";
 
 /// Requests at once of the accounts `s1` … `s20`, 0 = unlimited; and how many of them come before the
 /// others.
 const LIMITS: [usize; 20] = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 8, 1, 2, 3, 5, 7, 6, 0];
 const FIRST_TIER: usize = 12;
-/// Accounts of the group `few`: all but the last few, the unlimited one among them. All are in `all`.
+/// Accounts of the groups `few`: all but the last few, the unlimited one among them. All of a platform are in its `all`.
 const FEW: usize = 16;
+/// Some or all accounts of each platform.
+const GROUPS: [(Dialect, &str); 4] = [
+    (Dialect::Responses, "few"),
+    (Dialect::Responses, "all"),
+    (Dialect::Messages, "few"),
+    (Dialect::Messages, "all"),
+];
 /// Users: requests at once (0 = unlimited), and how many of the clients are theirs, in percent.
 const USERS: [(u32, u64); 5] = [(3, 5), (30, 15), (60, 25), (80, 25), (0, 30)];
 const BALANCE: &str = "100";
@@ -38,19 +45,15 @@ const GIVEN_UP_MS: u64 = 1_500;
 /// What an attempt meets at the provider.
 fn answer(chance: &mut Chance, id: &str, request: &Received, pool_mode: bool) -> Answer {
     let text = "some words of an answer";
+    let dialect = Dialect::of(request.path());
     let is_stream = request.json()["stream"] == true;
     let fine = |chance: &mut Chance| match is_stream {
-        true => Answer::sse(openai::responses_stream(
-            MODEL,
-            id,
-            &[text; 5],
-            Usage::default(),
-        ))
-        .every(chance.ms(1, 20))
-        .delayed(chance.ms(1, 60)),
+        true => dialect
+            .sse(id, &[text; 5])
+            .every(chance.ms(1, 20))
+            .delayed(chance.ms(1, 60)),
         false => {
-            let body = openai::responses_json(MODEL, id, text, Usage::default());
-            let answer = Answer::body(200, "application/json", body);
+            let answer = dialect.body(id, text);
             let answer = match chance.below(2) {
                 0 => answer.chunked(&[100, 100]),
                 _ => answer.split(&[300]),
@@ -59,33 +62,34 @@ fn answer(chance: &mut Chance, id: &str, request: &Received, pool_mode: bool) ->
         }
     };
     let begun = |text: &str| match is_stream {
-        true => {
-            Answer::sse(openai::responses_cut(MODEL, id, &[text])).every(Duration::from_millis(3))
-        }
+        true => Answer::sse(dialect.cut(id, &[text])).every(Duration::from_millis(3)),
         false => Answer::body(200, "application/json", "{\"id\":\"resp").chunked(&[]),
     };
     match chance.below(100) {
-        0..5 => Answer::error(500, "server_error"),
-        5..10 => Answer::error(503, "server_error").delayed(chance.ms(1, 40)),
-        10..14 => Answer::error(502, "server_error").chunked(&[1, 5]),
+        0..5 => dialect.error(500, "server_error"),
+        5..10 => dialect.error(503, "server_error").delayed(chance.ms(1, 40)),
+        10..14 => dialect.error(502, "server_error").chunked(&[1, 5]),
         // Not a cool-down …
-        14..17 => Answer::error(429, "rate_limit_exceeded").header("retry-after", "0"),
+        14..17 => dialect
+            .error(429, "rate_limit_exceeded")
+            .header("retry-after", "0"),
         // … and a short one.
-        17 => Answer::error(429, "rate_limit_exceeded").header("retry-after", "1"),
+        17 => dialect
+            .error(429, "rate_limit_exceeded")
+            .header("retry-after", "1"),
         // Takes an account out for minutes, unless it is a pool.
-        18..20 if pool_mode => Answer::error(529, "overloaded"),
-        18..20 => Answer::error(504, "server_error").close_delimited(),
-        20 => Answer::error(400, "invalid_request_error"),
+        18..20 if pool_mode => dialect.error(529, "overloaded"),
+        18..20 => dialect.error(504, "server_error").close_delimited(),
+        20 => dialect.error(400, "invalid_request_error"),
         21..24 => Answer::close(),
         24..27 => Answer::reset(),
         27 => Answer::never(),
         28 => begun(text).then_stall(),
         29..31 => begun(text).then_hang_up(),
         31..33 => begun(text).then_reset(),
-        33..35 if is_stream => Answer::sse(openai::preamble(MODEL, id)).then_hang_up(),
+        33..35 if is_stream => Answer::sse(dialect.preamble(id)).then_hang_up(),
         35..38 if is_stream => {
-            let why = "The server had an error";
-            let frames = openai::responses_failed(MODEL, id, &[], "server_error", why, None);
+            let frames = dialect.failed(id, &[], Trouble::Server, "The server had an error");
             Answer::sse(frames).every(chance.ms(1, 20))
         }
         _ => fine(chance),
@@ -104,6 +108,7 @@ enum Moment {
 /// What a client does.
 struct Plan {
     id: String,
+    dialect: Dialect,
     request: Request,
     protocol: Protocol,
     is_stream: bool,
@@ -136,17 +141,27 @@ impl Plan {
         let group = chance.pick(&["few", "all"]);
         // A third belongs to some conversations that they share.
         let session = chance.below(60);
-        let mut body = json!({ "model": MODEL, "input": id, "stream": is_stream });
-        if session < 20 {
-            body["prompt_cache_key"] = json!(format!("session-{session}"));
+        let dialect = chance.pick(&DIALECTS);
+        let mut body = dialect.saying(&id, dialect.model(), is_stream);
+        match (session < 20, dialect) {
+            (true, Dialect::Responses) => {
+                body["prompt_cache_key"] = json!(format!("session-{session}"));
+            }
+            (true, Dialect::Messages) => {
+                let session = format!("00000000-0000-4000-8000-{session:012}");
+                let user = format!("user_{}_account__session_{session}", "a".repeat(64));
+                body["metadata"] = json!({ "user_id": user });
+            }
+            (false, _) => {}
         }
-        let request = Request::post("/v1/responses", body.to_string())
-            .bearer(&key(user, group))
+        let request = dialect
+            .post(body.to_string(), &key(user, dialect, group))
             // Passed on to the provider.
             .header("user-agent", &id)
             .header("x-request-id", &id);
         Plan {
             id,
+            dialect,
             request,
             protocol,
             is_stream,
@@ -179,7 +194,7 @@ async fn run(gateway: &Gateway, plan: &Plan, open: &Mutex<Vec<Call>>) -> End {
         },
     };
     match (ended, plan.leaves) {
-        (Ok(Some(answer)), _) => answer.judge(plan.is_stream),
+        (Ok(Some(answer)), _) => answer.judge(plan),
         (Ok(None), Some((_, leaving))) => {
             let left = leave(call, leaving).await;
             open.lock().extend(left);
@@ -237,22 +252,30 @@ async fn read(call: &mut Call, pieces: u64) -> io::Result<Option<Whole>> {
 }
 
 impl Whole {
-    fn judge(self, is_stream: bool) -> End {
+    fn judge(self, plan: &Plan) -> End {
         let events = tollgate_test_support::sse::events(&self.body);
         let last = match events.last() {
-            Some(event) if is_stream => event.json(),
+            Some(event) if plan.is_stream => event.json(),
             _ => serde_json::from_slice(&self.body).unwrap_or_default(),
         };
-        let is_good = last["type"] == "response.completed" || last["status"] == "completed";
-        match self.status == 200 && is_good {
+        match self.status == 200 && plan.dialect.is_good(&last) {
             true => End::Whole(self.request_id),
             false => End::Failed(format!("{} {}", self.status, last["error"]["message"])),
         }
     }
 }
 
-fn key(user: usize, group: &str) -> String {
-    format!("tg-u{user}-{group}-0123456789abcdef")
+fn key(user: usize, dialect: Dialect, group: &str) -> String {
+    format!("tg-u{user}-{}-0123456789abcdef", group_of(dialect, group))
+}
+
+fn group_of(dialect: Dialect, group: &str) -> String {
+    format!("{}-{group}", dialect.platform())
+}
+
+/// Two accounts of one dialect, then two of the other: each has some at both providers.
+fn dialect_of(account: usize) -> Dialect {
+    DIALECTS[account / 2 % 2]
 }
 
 fn credential(account: usize) -> String {
@@ -267,14 +290,19 @@ fn is_pool(account: usize) -> bool {
 fn resources(upstreams: &[FakeUpstream; 2]) -> Value {
     let accounts: Vec<Value> = (0..LIMITS.len())
         .map(|account| {
+            let dialect = dialect_of(account);
             let groups: &[&str] = if account < FEW {
                 &["few", "all"]
             } else {
                 &["all"]
             };
+            let groups: Vec<_> = groups
+                .iter()
+                .map(|group| group_of(dialect, group))
+                .collect();
             json!({
                 "name": format!("s{}", account + 1),
-                "platform": "openai",
+                "platform": dialect.platform(),
                 "type": "api_key",
                 "credentials": {
                     "api_key": credential(account),
@@ -291,20 +319,21 @@ fn resources(upstreams: &[FakeUpstream; 2]) -> Value {
         json!({ "name": format!("u{user}"), "balance": BALANCE, "concurrency": concurrency })
     });
     let keys = (0..USERS.len()).flat_map(|user| {
-        ["few", "all"].map(|group| {
+        GROUPS.map(|(dialect, group)| {
+            let group_name = group_of(dialect, group);
             json!({
-                "name": format!("u{user}-{group}"),
-                "key": key(user, group),
+                "name": format!("u{user}-{group_name}"),
+                "key": key(user, dialect, group),
                 "user": format!("u{user}"),
-                "group": group,
+                "group": group_name,
             })
         })
     });
+    let groups = GROUPS.map(|(dialect, group)| {
+        json!({ "name": group_of(dialect, group), "platform": dialect.platform() })
+    });
     json!({
-        "groups": [
-            { "name": "few", "platform": "openai" },
-            { "name": "all", "platform": "openai" },
-        ],
+        "groups": groups,
         "accounts": accounts,
         "users": users.collect::<Vec<_>>(),
         "api_keys": keys.collect::<Vec<_>>(),
@@ -464,7 +493,7 @@ async fn hold(clients: usize, on_client_disconnect: &str, full: usize) {
                 let record = record.unwrap_or_else(|| panic!("no record of {id}"));
                 assert_eq!(record["request_id"], **request_id, "{record:#}");
                 assert_eq!(record["outcome"], "ok", "{record:#}");
-                assert_eq!(record["output_tokens"], 30, "{record:#}");
+                assert_eq!(record["output_tokens"], OUTPUT, "{record:#}");
                 "answered"
             }
             End::Failed(why) => {

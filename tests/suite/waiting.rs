@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tollgate_test_support::{Answer, FakeUpstream, Gate, Request, Usage, openai};
+use tollgate_test_support::{Answer, FakeUpstream, Gate, Request};
 
-use crate::call::{Call, LEAVINGS, PROTOCOLS, Protocol, apart, plain, request, streamed};
+use crate::call::{Call, LEAVINGS, PROTOCOLS, Protocol};
+use crate::dialect::{Dialect, OUTPUT, in_each_dialect};
 use crate::harness::{Gateway, KEY, Setup};
 
 /// What is waited for.
@@ -27,8 +28,9 @@ impl Line {
 }
 
 /// One slot of the kind that is waited for, which lets `waiting` requests wait.
-fn one_slot(upstream: &FakeUpstream, line: Line) -> Setup {
+fn one_slot(dialect: Dialect, upstream: &FakeUpstream, line: Line) -> Setup {
     Setup::with(&[upstream])
+        .speaking(dialect)
         .resources(|all| match line {
             Line::User => all["users"][0]["concurrency"] = json!(1),
             Line::Account => all["accounts"][0]["concurrency"] = json!(1),
@@ -44,16 +46,15 @@ fn wait_key(line: Line) -> &'static str {
     }
 }
 
-fn frames() -> Vec<Bytes> {
-    openai::responses_stream("gpt-5-mini", "r", &["one", "two"], Usage::default())
+fn frames(dialect: Dialect) -> Vec<Bytes> {
+    dialect.stream("r", &["one", "two"])
 }
 
 /// A request that holds the slot until the gate is opened.
-async fn hold(gateway: &Gateway, upstream: &FakeUpstream, gate: &Gate) -> Call {
-    let json = openai::responses_json("gpt-5-mini", "held", "held", Usage::default());
-    upstream.push(Answer::body(200, "application/json", json).after(gate));
+async fn hold(dialect: Dialect, gateway: &Gateway, upstream: &FakeUpstream, gate: &Gate) -> Call {
+    upstream.push(dialect.body("held", "held").after(gate));
     let before = gate.reached();
-    let held = Call::send(gateway, Protocol::H1, &apart("gpt-5-mini")).await;
+    let held = Call::send(gateway, Protocol::H1, &dialect.apart(dialect.model())).await;
     gate.wait_reached(before + 1).await;
     held
 }
@@ -77,30 +78,30 @@ fn assert_refused(status: u16, error: &Value, line: Line) {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_gets_pings_then_its_answer() {
+in_each_dialect!(a_stream_gets_pings_then_its_answer);
+async fn a_stream_gets_pings_then_its_answer(dialect: Dialect) {
     for line in LINES {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, line).start().await;
+        let gateway = one_slot(dialect, &upstream, line).start().await;
         let mut count = 0;
         for protocol in PROTOCOLS {
             let gate = Gate::new();
-            let held = hold(&gateway, &upstream, &gate).await;
-            let frames = frames();
+            let held = hold(dialect, &gateway, &upstream, &gate).await;
+            let frames = frames(dialect);
             upstream.push(Answer::sse(frames.clone()).split_every(13));
-            let mut call = Call::send(&gateway, protocol, &streamed("gpt-5-mini")).await;
+            let mut call = Call::send(&gateway, protocol, &dialect.streamed(dialect.model())).await;
             let head = call.head().await.unwrap();
             assert_eq!(head.status, 200);
             assert_eq!(head.content_type, "text/event-stream");
             assert!(head.request_id.starts_with("req_"));
-            let pings = call.read_until(":\n\n", 2).await;
-            assert!(pings.chunks(3).all(|ping| ping == b":\n\n"), "{pings:?}");
+            let pings = call.read_until(dialect.ping(), 2).await;
+            assert_eq!(dialect.without_pings(&pings), "", "{pings:?}");
             assert_eq!(upstream.total(), count + 1, "it has not been sent yet");
             gate.open();
             assert_eq!(held.answer().await.0, 200);
             let (body, end) = call.rest().await;
             end.unwrap();
-            let body = String::from_utf8_lossy(&body).replace(":\n\n", "");
+            let body = dialect.without_pings(&body);
             assert_eq!(body.as_bytes(), frames.concat(), "{line:?} {protocol:?}");
             count += 2;
             gateway.wait_records(usize::try_from(count).unwrap()).await;
@@ -109,46 +110,57 @@ async fn a_stream_gets_pings_then_its_answer() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn json_in_place_of_a_stream_after_pings_becomes_an_event() {
+in_each_dialect!(json_in_place_of_a_stream_after_pings_becomes_an_event);
+async fn json_in_place_of_a_stream_after_pings_becomes_an_event(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = one_slot(&upstream, Line::Account)
+    let gateway = one_slot(dialect, &upstream, Line::Account)
         .resources(|all| {
             all["accounts"][0]["model_mapping"] =
-                json!({ "fast": "gpt-5-mini", "gpt-5-mini": "gpt-5-mini" });
+                json!({ "fast": dialect.model(), dialect.model(): dialect.model() });
         })
         .start()
         .await;
     let gate = Gate::new();
-    let held = hold(&gateway, &upstream, &gate).await;
-    let answer = openai::responses_json("gpt-5-mini", "r", "Hello", Usage::default());
-    upstream.push(Answer::body(200, "application/json", answer));
-    let mut call = Call::send(&gateway, Protocol::H1, &streamed("fast")).await;
+    let held = hold(dialect, &gateway, &upstream, &gate).await;
+    upstream.push(dialect.body("r", "Hello"));
+    let mut call = Call::send(&gateway, Protocol::H1, &dialect.streamed("fast")).await;
     call.head().await.unwrap();
-    call.read_until(":\n\n", 1).await;
+    call.read_until(dialect.ping(), 1).await;
     gate.open();
     held.answer().await;
     let (body, end) = call.rest().await;
     end.unwrap();
     let events = tollgate_test_support::sse::events(&body);
+    let pinged = |event: &&tollgate_test_support::sse::Event| event.name != "ping";
+    let events: Vec<_> = events.iter().filter(pinged).collect();
     let event = events.last().unwrap();
-    assert_eq!(event.name, "response.completed");
-    assert_eq!(event.json()["response"]["model"], "fast");
-    assert_eq!(event.json()["response"]["usage"]["output_tokens"], 30);
+    assert_eq!(event.name, dialect.ends());
+    let (named, used) = match dialect {
+        Dialect::Responses => (
+            event.json()["response"].clone(),
+            event.json()["response"].clone(),
+        ),
+        Dialect::Messages => (
+            events[0].json()["message"].clone(),
+            events[events.len() - 2].json(),
+        ),
+    };
+    assert_eq!(named["model"], "fast");
+    assert_eq!(used["usage"]["output_tokens"], OUTPUT);
     for record in gateway.wait_records(2).await {
-        assert_eq!(record["output_tokens"], 30);
+        assert_eq!(record["output_tokens"], OUTPUT);
         assert_eq!(record["outcome"], "ok");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn json_waits_in_silence_then_is_answered() {
+in_each_dialect!(json_waits_in_silence_then_is_answered);
+async fn json_waits_in_silence_then_is_answered(dialect: Dialect) {
     for line in LINES {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, line).start().await;
+        let gateway = one_slot(dialect, &upstream, line).start().await;
         let gate = Gate::new();
-        let held = hold(&gateway, &upstream, &gate).await;
-        let waiting = Call::send(&gateway, Protocol::H1, &plain("fake-text")).await;
+        let held = hold(dialect, &gateway, &upstream, &gate).await;
+        let waiting = Call::send(&gateway, Protocol::H1, &dialect.plain("fake-text")).await;
         gateway.wait_metric("requests_in_flight", 2.0).await;
         assert_eq!(upstream.total(), 1);
         gate.open();
@@ -158,35 +170,38 @@ async fn json_waits_in_silence_then_is_answered() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wait_ends_with_429_or_an_event() {
+in_each_dialect!(a_wait_ends_with_429_or_an_event);
+async fn a_wait_ends_with_429_or_an_event(dialect: Dialect) {
     for line in LINES {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, line)
+        let gateway = one_slot(dialect, &upstream, line)
             .set(wait_key(line), 350)
             .start()
             .await;
         let gate = Gate::new();
-        let held = hold(&gateway, &upstream, &gate).await;
+        let held = hold(dialect, &gateway, &upstream, &gate).await;
         // Nothing has been written to a client that wants JSON.
         let reply = gateway
             .h1()
             .await
-            .request(&plain("gpt-5-mini"))
+            .request(&dialect.plain(dialect.model()))
             .await
             .unwrap();
         assert_refused(reply.status, &reply.json()["error"], line);
+        dialect.refusal(&reply.json());
         assert_eq!(reply.header("retry-after"), Some("5"));
         for protocol in PROTOCOLS {
-            let call = Call::send(&gateway, protocol, &streamed("gpt-5-mini")).await;
+            let call = Call::send(&gateway, protocol, &dialect.streamed(dialect.model())).await;
             let (status, body) = call.answer().await;
             assert_eq!(status, 200, "{line:?} {protocol:?}");
             let text = String::from_utf8_lossy(&body);
-            assert!(text.starts_with(":\n\n"), "{text}");
-            let events = tollgate_test_support::sse::events(&body);
+            assert!(text.starts_with(dialect.ping()), "{text}");
+            let events =
+                tollgate_test_support::sse::events(dialect.without_pings(&body).as_bytes());
             assert_eq!(events.len(), 1, "{text}");
             assert_eq!(events[0].name, "error");
             assert_refused(429, &events[0].json()["error"], line);
+            dialect.refusal(&events[0].json());
         }
         assert_eq!(waits(&gateway, line, "timeout"), 3.0);
         gate.open();
@@ -195,20 +210,23 @@ async fn a_wait_ends_with_429_or_an_event() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_without_a_ping_yet_gets_a_plain_429() {
+in_each_dialect!(a_stream_without_a_ping_yet_gets_a_plain_429);
+async fn a_stream_without_a_ping_yet_gets_a_plain_429(dialect: Dialect) {
     for line in LINES {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, line)
+        let gateway = one_slot(dialect, &upstream, line)
             .set(wait_key(line), 100)
             .set("CONCURRENCY__PING_INTERVAL_MS", 60_000)
             .start()
             .await;
         let gate = Gate::new();
-        let held = hold(&gateway, &upstream, &gate).await;
+        let held = hold(dialect, &gateway, &upstream, &gate).await;
         let mut client = gateway.h1().await;
         for _ in 0..2 {
-            let reply = client.request(&streamed("gpt-5-mini")).await.unwrap();
+            let reply = client
+                .request(&dialect.streamed(dialect.model()))
+                .await
+                .unwrap();
             assert_refused(reply.status, &reply.json()["error"], line);
             if line == Line::Account {
                 // An error from there ends the connection, and says so.
@@ -220,20 +238,20 @@ async fn a_stream_without_a_ping_yet_gets_a_plain_429() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_line_has_an_end() {
+in_each_dialect!(a_line_has_an_end);
+async fn a_line_has_an_end(dialect: Dialect) {
     // A user's line: max(concurrency, 1) + 20. An account's: as configured.
     for (line, places) in [(Line::User, 21), (Line::Account, 2)] {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, line)
+        let gateway = one_slot(dialect, &upstream, line)
             .set("CONCURRENCY__MAX_WAITING_PER_ACCOUNT", 2)
             .start()
             .await;
         let gate = Gate::new();
-        let held = hold(&gateway, &upstream, &gate).await;
+        let held = hold(dialect, &gateway, &upstream, &gate).await;
         let mut calls = Vec::new();
         for _ in 0..=places {
-            calls.push(Call::send(&gateway, Protocol::H1, &plain("fake-text")).await);
+            calls.push(Call::send(&gateway, Protocol::H1, &dialect.plain("fake-text")).await);
         }
         // Which of them came last is anybody's guess; that one is refused at once.
         gateway
@@ -260,11 +278,12 @@ async fn a_line_has_an_end() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_account_that_frees_is_taken() {
+in_each_dialect!(the_first_account_that_frees_is_taken);
+async fn the_first_account_that_frees_is_taken(dialect: Dialect) {
     for freed in [0, 1] {
         let upstream = FakeUpstream::start().await;
         let gateway = Setup::with(&[&upstream, &upstream])
+            .speaking(dialect)
             .resources(|all| {
                 all["accounts"][0]["concurrency"] = json!(1);
                 all["accounts"][1]["concurrency"] = json!(1);
@@ -273,10 +292,10 @@ async fn the_first_account_that_frees_is_taken() {
             .await;
         let gates = [Gate::new(), Gate::new()];
         let held = [
-            hold(&gateway, &upstream, &gates[0]).await,
-            hold(&gateway, &upstream, &gates[1]).await,
+            hold(dialect, &gateway, &upstream, &gates[0]).await,
+            hold(dialect, &gateway, &upstream, &gates[1]).await,
         ];
-        let waiting = Call::send(&gateway, Protocol::H1, &plain("fake-text")).await;
+        let waiting = Call::send(&gateway, Protocol::H1, &dialect.plain("fake-text")).await;
         gateway.wait_metric("requests_in_flight", 3.0).await;
         gates[freed].open();
         // The other one is not let through before: nothing but the freed account can serve it.
@@ -292,22 +311,22 @@ async fn the_first_account_that_frees_is_taken() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_balance_counts_again_after_the_wait() {
+in_each_dialect!(the_balance_counts_again_after_the_wait);
+async fn the_balance_counts_again_after_the_wait(dialect: Dialect) {
     for is_stream in [false, true] {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, Line::User)
+        let gateway = one_slot(dialect, &upstream, Line::User)
             // Less than the request that is held will cost.
             .resources(|all| all["users"][0]["balance"] = json!("0.00001"))
             .start()
             .await;
         let gate = Gate::new();
-        let held = hold(&gateway, &upstream, &gate).await;
-        let request = request("gpt-5-mini", is_stream, KEY);
+        let held = hold(dialect, &gateway, &upstream, &gate).await;
+        let request = dialect.request(dialect.model(), is_stream, KEY);
         let mut waiting = Call::send(&gateway, Protocol::H1, &request).await;
         if is_stream {
             waiting.head().await.unwrap();
-            waiting.read_until(":\n\n", 1).await;
+            waiting.read_until(dialect.ping(), 1).await;
         } else {
             gateway.wait_metric("requests_in_flight", 2.0).await;
         }
@@ -316,7 +335,8 @@ async fn the_balance_counts_again_after_the_wait() {
         let error = if is_stream {
             let (body, end) = waiting.rest().await;
             end.unwrap();
-            let events = tollgate_test_support::sse::events(&body);
+            let events =
+                tollgate_test_support::sse::events(dialect.without_pings(&body).as_bytes());
             events[0].json()["error"].clone()
         } else {
             let (status, body) = waiting.answer().await;
@@ -330,27 +350,27 @@ async fn the_balance_counts_again_after_the_wait() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_leaves_frees_its_place_and_leaves_no_record() {
+in_each_dialect!(who_leaves_frees_its_place_and_leaves_no_record);
+async fn who_leaves_frees_its_place_and_leaves_no_record(dialect: Dialect) {
     for line in LINES {
         let upstream = FakeUpstream::start().await;
-        let gateway = one_slot(&upstream, line)
+        let gateway = one_slot(dialect, &upstream, line)
             .set("CONCURRENCY__MAX_WAITING_PER_ACCOUNT", 1)
             .start()
             .await;
         let gate = Gate::new();
-        let held = hold(&gateway, &upstream, &gate).await;
+        let held = hold(dialect, &gateway, &upstream, &gate).await;
         let mut left = 0.0;
         let mut open = Vec::new();
         for leaving in LEAVINGS {
             for is_stream in [true, false] {
-                let request = request("gpt-5-mini", is_stream, KEY);
+                let request = dialect.request(dialect.model(), is_stream, KEY);
                 let mut call = Call::send(&gateway, leaving.protocol(), &request).await;
                 gateway.wait_metric("requests_in_flight", 2.0).await;
                 if is_stream {
                     // With a ping out already.
                     call.head().await.unwrap();
-                    call.read_until(":\n\n", 1).await;
+                    call.read_until(dialect.ping(), 1).await;
                 }
                 open.extend(call.leave(leaving).await);
                 left += 1.0;
@@ -363,7 +383,7 @@ async fn who_leaves_frees_its_place_and_leaves_no_record() {
             }
         }
         // The only place in the line (of an account) is free again.
-        let waiting = Call::send(&gateway, Protocol::H1, &plain("fake-text")).await;
+        let waiting = Call::send(&gateway, Protocol::H1, &dialect.plain("fake-text")).await;
         gateway.wait_metric("requests_in_flight", 2.0).await;
         gate.open();
         assert_eq!(held.answer().await.0, 200);
@@ -373,24 +393,27 @@ async fn who_leaves_frees_its_place_and_leaves_no_record() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_goes_on_after_pings() {
+in_each_dialect!(a_connection_goes_on_after_pings);
+async fn a_connection_goes_on_after_pings(dialect: Dialect) {
     let upstream = FakeUpstream::start().await;
-    let gateway = one_slot(&upstream, Line::User).start().await;
+    let gateway = one_slot(dialect, &upstream, Line::User).start().await;
     let gate = Gate::new();
-    let held = hold(&gateway, &upstream, &gate).await;
+    let held = hold(dialect, &gateway, &upstream, &gate).await;
     let mut client = gateway.h1().await;
-    client.send_request(&streamed("fake-text")).await.unwrap();
+    client
+        .send_request(&dialect.streamed("fake-text"))
+        .await
+        .unwrap();
     let head = client.final_head().await.unwrap();
     assert_eq!(head.header("transfer-encoding"), Some("chunked"));
     assert_eq!(head.header("cache-control"), Some("no-cache"));
-    client.read_until(":\n\n").await.unwrap();
+    client.read_until(dialect.ping()).await.unwrap();
     gate.open();
     held.answer().await;
     client.body().await.unwrap();
     for request in [
-        streamed("fake-text"),
-        plain("fake-text"),
+        dialect.streamed("fake-text"),
+        dialect.plain("fake-text"),
         Request::get("/v1/models").bearer(KEY),
     ] {
         assert_eq!(client.request(&request).await.unwrap().status, 200);

@@ -10,10 +10,10 @@ use bytes::BytesMut;
 use serde_json::{Value, json};
 use tollgate_test_support::{H1Client, H2Client, Request, sse};
 
-use super::provider::MODEL;
 use super::{GROUPS, Scene, USERS, key};
 use crate::call::{Call, Head};
 use crate::chance::Chance;
+use crate::dialect::Dialect;
 
 /// How long a client goes on knocking at a closed door.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -74,18 +74,20 @@ impl Plan {
             chance.below(scene.groups as u64),
         );
         let (user, group) = (user as usize, group as usize);
-        let body = json!({
-            "model": MODEL,
-            "input": "x".repeat(1 + chance.below(200) as usize),
-            "stream": is_stream,
-            "max_output_tokens": 4096,
-        })
-        .to_string();
+        let (name, _, dialect) = GROUPS[group];
+        let text = "x".repeat(1 + chance.below(200) as usize);
+        let mut body = dialect.saying(&text, dialect.model(), is_stream);
+        let most = match dialect {
+            Dialect::Responses => "max_output_tokens",
+            Dialect::Messages => "max_tokens",
+        };
+        body[most] = json!(4096);
+        let body = body.to_string();
         // Half of the requests are streams: a fifth of all leaves.
         let leaves = is_stream && chance.below(10) < 4;
         Plan {
-            request: Request::post("/v1/responses", body.clone())
-                .bearer(&key(user, GROUPS[group].0))
+            request: dialect
+                .post(body.clone(), &key(user, name))
                 // Passed on to the provider.
                 .header("user-agent", &id)
                 .header("x-request-id", &id),
@@ -146,7 +148,7 @@ async fn run(scene: &Scene, plan: Plan, kept: &mut Option<Box<H1Client>>) -> Tol
     let read = read(&mut call, plan.leaves_after.unwrap_or(u64::MAX)).await;
     told.shown = read.text.contains("some words");
     told.end = match read.end {
-        Ok(true) => judge(&read.head, &read.text, told.is_stream),
+        Ok(true) => judge(GROUPS[told.group].2, &read.head, &read.text, told.is_stream),
         Ok(false) => End::Left,
         Err(_) => End::Broken,
     };
@@ -230,7 +232,7 @@ async fn read(call: &mut Call, pieces: u64) -> Read {
     }
 }
 
-fn judge(head: &Option<Head>, text: &str, is_stream: bool) -> End {
+fn judge(dialect: Dialect, head: &Option<Head>, text: &str, is_stream: bool) -> End {
     let head = head.as_ref().expect("a whole answer has a head");
     let says = |value: &Value| {
         let error = &value["error"];
@@ -244,7 +246,7 @@ fn judge(head: &Option<Head>, text: &str, is_stream: bool) -> End {
         Some(event) if is_stream => event.json(),
         _ => serde_json::from_str(text).unwrap_or_default(),
     };
-    match last["type"] == "response.completed" || last["status"] == "completed" {
+    match dialect.is_good(&last) {
         true => End::Whole(head.request_id.clone()),
         false => End::Failed(says(&last)),
     }

@@ -3,15 +3,25 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tollgate::domain::Money;
+use tollgate_test_support::anthropic::{self, Block, Message};
 use tollgate_test_support::{Answer, Received, Usage, openai};
 
 use crate::chance::Chance;
+use crate::dialect::Dialect;
 
-/// The model of all requests, and its list prices in nano-dollars per token: input, cached input, output.
-pub(super) const MODEL: &str = "gpt-5-mini";
-const PRICES: [u64; 3] = [250, 25, 2000];
+/// Tokens, or their prices: input, cached input, output, and those written to a cache for five minutes and for an hour.
+pub(super) type PerToken = [u64; 5];
+
+/// The list prices of the models of all requests, in nano-dollars.
+fn prices(dialect: Dialect) -> PerToken {
+    match dialect {
+        Dialect::Responses => [250, 25, 2000, 0, 0],
+        Dialect::Messages => [3000, 300, 15_000, 3750, 6000],
+    }
+}
 
 /// The text of every delta.
 const DELTA: &str = "some words of an answer ";
@@ -21,7 +31,9 @@ pub(super) type Tries = Mutex<HashMap<String, u64>>;
 
 /// What the provider does with a request.
 pub(super) struct Fate {
-    pub(super) usage: Usage,
+    usage: Usage,
+    /// Tokens written to a cache for five minutes and for an hour, where the dialect tells them.
+    written: [u64; 2],
     /// Pieces of text in its answer.
     deltas: usize,
     /// Between the pieces.
@@ -55,7 +67,23 @@ impl Fate {
                 _ => chance.ms(1, 80),
             },
             failure: Some(chance.below(100)).filter(|draw| *draw < 4),
+            written: [chance.below(5_000), chance.below(500)],
         }
+    }
+
+    /// The tokens that its answer reports.
+    pub(super) fn reported(&self, dialect: Dialect) -> PerToken {
+        let Usage {
+            input,
+            cached,
+            output,
+            ..
+        } = self.usage;
+        let [short, long] = match dialect {
+            Dialect::Responses => [0, 0],
+            Dialect::Messages => self.written,
+        };
+        [input - cached, cached, output, short, long]
     }
 
     /// All the text that may have been shown to a client, in bytes.
@@ -64,11 +92,11 @@ impl Fate {
     }
 }
 
-/// What so many tokens cost at list price: input without the cached ones, cached, output.
-pub(super) fn cost(tokens: [u64; 3]) -> Money {
+/// What so many tokens cost at list price.
+pub(super) fn cost(dialect: Dialect, tokens: PerToken) -> Money {
     let nanos = tokens
         .iter()
-        .zip(PRICES)
+        .zip(prices(dialect))
         .map(|(tokens, price)| tokens * price);
     Money(i64::try_from(nanos.sum::<u64>()).unwrap())
 }
@@ -94,22 +122,55 @@ pub(super) fn answer(seed: u64, tries: &Tries, request: &Received) -> Answer {
         *count == 1
     };
     let fate = Fate::of(seed, id);
+    let dialect = Dialect::of(request.path());
     match fate.failure.filter(|_| is_first) {
-        Some(0 | 1) => return Answer::error(500, "server_error").delayed(fate.delay),
+        Some(0 | 1) => return dialect.error(500, "server_error").delayed(fate.delay),
         Some(2) => return Answer::reset(),
         Some(_) => return Answer::close(),
         None => {}
     }
-    let response = format!("resp_{id}");
+    let deltas = vec![DELTA; fate.deltas];
     if request.json()["stream"] == true {
-        let deltas = vec![DELTA; fate.deltas];
-        let frames = openai::responses_stream(MODEL, &response, &deltas, fate.usage);
+        let frames = fate.stream(dialect, id, &deltas);
         return Answer::sse(frames).every(fate.gap).delayed(fate.delay);
     }
-    let text = DELTA.repeat(fate.deltas);
-    let body = openai::responses_json(MODEL, &response, &text, fate.usage);
+    let body = fate.json(dialect, id, &deltas);
     Answer::body(200, "application/json", body)
         .split(&[200, 200])
         .every(fate.gap)
         .delayed(fate.delay)
+}
+
+impl Fate {
+    fn stream(&self, dialect: Dialect, id: &str, deltas: &[&str]) -> Vec<Bytes> {
+        match dialect {
+            Dialect::Responses => {
+                let id = format!("resp_{id}");
+                openai::responses_stream(dialect.model(), &id, deltas, self.usage)
+            }
+            Dialect::Messages => self.message(id, &[Block::Text(deltas)]).stream(),
+        }
+    }
+
+    fn json(&self, dialect: Dialect, id: &str, deltas: &[&str]) -> Bytes {
+        match dialect {
+            Dialect::Responses => {
+                let id = format!("resp_{id}");
+                openai::responses_json(dialect.model(), &id, &deltas.concat(), self.usage)
+            }
+            Dialect::Messages => self.message(id, &[Block::Text(deltas)]).json(),
+        }
+    }
+
+    fn message<'a>(&self, id: &'a str, blocks: &'a [Block<'a>]) -> Message<'a> {
+        let dialect = Dialect::Messages;
+        let [input, cache_read, output, cache_5m, cache_1h] = self.reported(dialect);
+        Message::new(dialect.model(), id, blocks).usage(anthropic::Usage {
+            input,
+            cache_5m,
+            cache_1h,
+            cache_read,
+            output,
+        })
+    }
 }

@@ -7,8 +7,9 @@ use tollgate::domain::Money;
 use tollgate_test_support::Received;
 
 use super::clients::{End, Told};
-use super::provider::{self, Fate};
+use super::provider::{self, Fate, PerToken};
 use super::{BALANCE, Done, GROUPS, SUBSCRIPTION, USERS, user_name};
+use crate::dialect::Dialect;
 use crate::harness::Gateway;
 
 /// Breaches shown in full; of more only the number is told.
@@ -151,34 +152,31 @@ impl Verdict {
     /// Whether tokens, cost and charge are what they must be.
     fn money(&mut self, told: &Told, record: &Value, fate: &Fate, was_seen: bool) {
         let whole = || format!("{} {:?}: {record}", told.id, told.end);
-        let fields = ["input_tokens", "cache_read_tokens", "output_tokens"];
-        let tokens = fields.map(|field| record[field].as_u64().unwrap());
-        let usage = fate.usage;
-        let reported = [usage.input - usage.cached, usage.cached, usage.output];
+        let (group, multiplier, dialect) = GROUPS[told.group];
+        let tokens = TOKENS.map(|field| record[field].as_u64().unwrap());
+        let reported = fate.reported(dialect);
         match text(record, "usage_source") {
             "reported" if !was_seen => self.breach("reported by nobody", whole()),
             "reported" if tokens != reported => self.breach("other tokens than reported", whole()),
             "reported" => {}
-            // A token is at least a byte; what might have been reserved is far more.
-            "estimated" if tokens[0] > told.body_bytes || tokens[2] > fate.text_bytes() => {
+            "estimated" if !is_seen(dialect, told, fate, tokens) => {
                 self.breach("an estimate beyond what was sent", whole());
             }
             "estimated" => {}
             "none" if told.shown => {
                 self.breach("text was shown, and nothing is estimated", whole())
             }
-            "none" if tokens != [0; 3] => self.breach("tokens from nowhere", whole()),
+            "none" if tokens != [0; 5] => self.breach("tokens from nowhere", whole()),
             "none" => {}
             _ => self.breach("an unknown source of usage", whole()),
         }
-        let cost = provider::cost(tokens);
+        let cost = provider::cost(dialect, tokens);
         if money(record, "cost") != cost {
             self.breach("another cost than that of its tokens", whole());
         }
-        if money(record, "charge") != provider::charge(cost, GROUPS[told.group].1) {
+        if money(record, "charge") != provider::charge(cost, multiplier) {
             self.breach("another charge than cost × multiplier", whole());
         }
-        let group = GROUPS[told.group].0;
         let pays = match group {
             SUBSCRIPTION => "subscription",
             _ => "balance",
@@ -265,6 +263,31 @@ impl Verdict {
                 );
             }
         }
+    }
+}
+
+/// The fields of a record that are [`PerToken`].
+const TOKENS: [&str; 5] = [
+    "input_tokens",
+    "cache_read_tokens",
+    "output_tokens",
+    "cache_creation_5m_tokens",
+    "cache_creation_1h_tokens",
+];
+
+/// Whether an estimate says no more than what was sent to and fro: a token is at least a byte, and what might have been
+/// reserved is far more.
+fn is_seen(dialect: Dialect, told: &Told, fate: &Fate, tokens: PerToken) -> bool {
+    let [input, cached, output, short, long] = tokens;
+    let reported = fate.reported(dialect);
+    let guessed = input <= told.body_bytes && [cached, short, long] == [0; 3];
+    // A message begins with its exact input and one token of output.
+    let begun = [reported[0], reported[1], output, reported[3], reported[4]] == tokens;
+    let shown = output <= fate.text_bytes();
+    match dialect {
+        Dialect::Responses => guessed && shown,
+        // Just before its end it has said all, though the server may not have lived to see the end.
+        Dialect::Messages => guessed && shown || begun && (shown || tokens == reported),
     }
 }
 
