@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All tests: sees to what they need (Debian packages when it may install them, otherwise it says
-# what is missing), runs the Rust tests, then the real SDKs and Codex against a running Tollgate.
+# what is missing), runs the Rust tests, then the real SDKs, Codex and Claude Code against a running Tollgate.
 #
-#   SKIP_CLIENTS=1   leaves the SDKs and Codex out (they are installed from PyPI and npm)
+#   SKIP_CLIENTS=1   leaves the SDKs, Codex and Claude Code out (they are installed from PyPI and npm)
 #
 # Arguments are handed to cargo test.
 set -euo pipefail
@@ -20,9 +20,9 @@ say "cargo test"
 cargo test --workspace --no-fail-fast "$@" </dev/null || failed+=("cargo test")
 
 if [ "${SKIP_CLIENTS:-}" = 1 ]; then
-  say "SDK and Codex tests LEFT OUT (SKIP_CLIENTS=1)"
+  say "SDK, Codex and Claude Code tests LEFT OUT (SKIP_CLIENTS=1)"
 else
-  say "SDKs and Codex"
+  say "SDKs, Codex and Claude Code"
   tests/clients/run.sh all </dev/null || failed+=("tests/clients/run.sh all")
 fi
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the official SDKs, Codex and Claude Code against a running Tollgate, without a network.
 #
-#   tests/clients/run.sh [openai-python|openai-node|anthropic-python|codex|claude-code|all]... [--direct]
+#   tests/clients/run.sh [openai-python|openai-node|anthropic-python|anthropic-node|codex|claude-code|all]... [--direct]
 #
 # Installs the clients from PyPI and npm (pinned) into CLIENTS_DIR, then enters a network
 # namespace that has nothing but loopback and starts there a fake upstream and Tollgate.
@@ -16,17 +16,20 @@ root=$(cd "$here/../.." && pwd)
 # shellcheck source=../packages.sh
 . "$here/../packages.sh"
 
+known=(openai-python openai-node anthropic-python anthropic-node codex claude-code)
 inside=no direct=no suites=()
 for argument in "$@"; do
   case $argument in
     --inside) inside=yes ;;
     --direct) direct=yes ;;
-    all) suites+=(openai-python openai-node anthropic-python codex claude-code) ;;
-    openai-python | openai-node | anthropic-python | codex | claude-code) suites+=("$argument") ;;
-    *) die "unknown client $argument; known: openai-python, openai-node, anthropic-python, codex, claude-code, all" ;;
+    all) suites+=("${known[@]}") ;;
+    *)
+      [[ " ${known[*]} " == *" $argument "* ]] || die "unknown client $argument; known: ${known[*]} all"
+      suites+=("$argument")
+      ;;
   esac
 done
-[ ${#suites[@]} -gt 0 ] || suites=(openai-python openai-node anthropic-python codex claude-code)
+[ ${#suites[@]} -gt 0 ] || suites=("${known[@]}")
 
 target=${CARGO_TARGET_DIR:-$root/target}
 case $target in /*) ;; *) target=$root/$target ;; esac
@@ -79,6 +82,7 @@ if [ "$inside" = no ]; then
   if wanted openai-python; then install_python openai_python; fi
   if wanted anthropic-python; then install_python anthropic_python; fi
   if wanted openai-node; then install_npm openai_node; fi
+  if wanted anthropic-node; then install_npm anthropic_node; fi
   if wanted codex; then install_npm codex; fi
   if wanted claude-code; then install_npm claude_code; fi
 
@@ -149,18 +153,21 @@ wait_until "$work/upstream.log" grep -q "$upstream" "$work/upstream.log"
 
 # Every suite has its own users and accounts: an account that answered 429 cools down, and must
 # not be what the next suite meets.
-speaks() { # suite: its platform, the model it asks for and what that is called upstream
+speaks() { # suite: its platform, the model it asks for, what that is called upstream, what each answer costs
   case $1 in
-    anthropic-* | claude-code) platform=anthropic model=claude-sonnet-5-5 real=claude-sonnet-5-5-20261001 ;;
-    *) platform=openai model=gpt-5-mini real=gpt-5-mini-2025-08-07 ;;
+    # 100 x 2 + 40 x 2.5 + 7 x 4 + 20 x 0.1 + 30 x 10 USD a million.
+    anthropic-* | claude-code)
+      platform=anthropic model=claude-sonnet-5-5 real=claude-sonnet-5-5-20261001 charge=0.00063 ;;
+    # 100 x 0.25 + 20 x 0.025 + 30 x 2.
+    *) platform=openai model=gpt-5-mini real=gpt-5-mini-2025-08-07 charge=0.0000855 ;;
   esac
 }
 resources() {
-  local suite group platform model real
+  local suite group platform model real charge
   echo "groups:"
   for suite in "${suites[@]}"; do
     speaks "$suite"
-    for group in main text limited overloaded; do
+    for group in main text limited overloaded unknown failing; do
       printf '  - { name: %s-%s, platform: %s }\n' "$suite" "$group" "$platform"
     done
   done
@@ -182,6 +189,10 @@ YAML
     account "$suite" text "{ $model: fake-text }"
     account "$suite" limited "{ $model: fake-429 }"
     account "$suite" overloaded "{ $model: fake-529 }"
+    account "$suite" unknown "{ $model: fake-404 }"
+    # Breaks off after some of its text. It is a pool itself, which is asked again whatever it answers.
+    account "$suite" failing "{ $model: fake-error-5 }"
+    echo "    extra: { pool_mode: true }"
   done
   echo "users:"
   for suite in "${suites[@]}"; do
@@ -199,6 +210,8 @@ YAML
     key "$suite" poor "$suite-poor" "$suite-main"
     key "$suite" limited "$suite" "$suite-limited"
     key "$suite" overloaded "$suite" "$suite-overloaded"
+    key "$suite" unknown "$suite" "$suite-unknown"
+    key "$suite" failing "$suite" "$suite-failing"
   done
 }
 
@@ -207,6 +220,7 @@ if [ "$direct" = yes ]; then
   keys() {
     export GATEWAY_KEY=direct GATEWAY_KEY_TEXT=direct GATEWAY_KEY_POOR=sk-fake-403
     export GATEWAY_KEY_LIMITED=sk-fake-429 GATEWAY_KEY_OVERLOADED=sk-fake-503
+    export GATEWAY_KEY_UNKNOWN=sk-fake-404 GATEWAY_KEY_FAILING=direct GATEWAY_MODEL_FAILING=fake-error-5
   }
 else
   export GATEWAY_URL=http://127.0.0.1:18080
@@ -222,48 +236,58 @@ else
   wait_until "$work/serve.log" curl -sf http://127.0.0.1:18090/readyz
   keys() {
     local name
-    for name in POOR LIMITED OVERLOADED TEXT; do
+    for name in POOR LIMITED OVERLOADED UNKNOWN FAILING TEXT; do
       export "GATEWAY_KEY_$name=tg-$1-${name,,}-0123456789abcdef"
     done
     export GATEWAY_KEY=tg-$1-main-0123456789abcdef
   }
 fi
 
-# records SUITE COUNT: so many usage records of its user, answered, exactly metered and charged.
-# COUNT may be "some".
+# records SUITE COUNT [BROKEN]: so many usage records of its user, answered, exactly metered and charged,
+# and so many of answers that the provider broke off, paid for as far as they came. COUNT may be "some".
 records() {
   [ "$direct" = no ] || return 0
-  local line good=0 all=0 _
+  local line good=0 all=0 broken=0 platform model real charge _
+  speaks "$1"
   # A record is there within a second of its request's end; the machine may be busy.
   for _ in $(seq 40); do
     "$GATEWAY_BIN" usage records --user "$1" --json >"$work/records" 2>"$work/records.err" \
       || { cat "$work/records.err" >&2; break; }
-    good=0 all=0
+    good=0 all=0 broken=0
     while IFS= read -r line; do
       line=${line//\": /\":}
       if [[ $line != *'"status":200,'* ]]; then continue; fi
+      if [[ $line == *"\"account\":\"$1-failing\""* ]]; then
+        if [[ $line == *'"outcome":"upstream_error"'* && $line == *'"usage_source":"estimated"'* &&
+          $line == *'"input_tokens":100,'* && $line =~ \"charge\":\"0\.0*[1-9] ]]; then
+          broken=$((broken + 1))
+        fi
+        continue
+      fi
       all=$((all + 1))
       if [[ $line == *'"outcome":"ok"'* && $line == *'"input_tokens":100,'* &&
         $line == *'"output_tokens":30,'* && $line == *'"cache_read_tokens":20,'* &&
-        $line == *'"usage_source":"reported"'* && $line =~ \"charge\":\"0\.0*[1-9] ]]; then
+        $line == *'"usage_source":"reported"'* && $line == *"\"charge\":\"$charge\""* ]]; then
         good=$((good + 1))
       fi
     done <"$work/records"
     if [ "$2" = some ] && [ "$good" -gt 0 ]; then break; fi
-    if [ "$good" = "$2" ]; then break; fi
+    if [ "$good" = "$2" ] && [ "$broken" = "${3:-0}" ]; then break; fi
     sleep 0.25
   done
-  if [ "$good" = "$all" ] && { [ "$good" = "$2" ] || { [ "$2" = some ] && [ "$good" -gt 0 ]; }; }; then
-    ok "$1: usage records ($good)"
+  if [ "$good" = "$all" ] && [ "$broken" = "${3:-0}" ] &&
+    { [ "$good" = "$2" ] || { [ "$2" = some ] && [ "$good" -gt 0 ]; }; }; then
+    ok "$1: usage records ($good, $broken broken off)"
   else
-    bad "$1: usage records: $2 expected, $all of answered requests, $good of them exact"
+    bad "$1: usage records: $2 expected, $all of answered requests, $good of them exact; \
+${3:-0} of broken ones expected, $broken there"
     head -5 "$work/records" >&2
   fi
 }
 
 # sdk SUITE COMMAND...: counts the lines a script prints, then looks at its records.
 sdk() {
-  local suite=$1 line served=
+  local suite=$1 line served='' broken=0
   shift
   say "$suite"
   keys "$suite"
@@ -271,11 +295,12 @@ sdk() {
     case $line in
       "ok "*) ok "$suite: ${line#ok }" ;;
       "FAILED "*) bad "$suite: ${line#FAILED }" ;;
+      "broken "*) broken=${line#broken } ;;
       "served "*) served=${line#served } ;;
       *) printf '%s\n' "$line" ;;
     esac
   done < <("$@" 2>&1)
-  if [ -n "$served" ]; then records "$suite" "$served"; else bad "$suite: did not run to its end"; fi
+  if [ -n "$served" ]; then records "$suite" "$served" "$broken"; else bad "$suite: did not run to its end"; fi
 }
 
 # codex_run NAME KEY ARGUMENT...: one non-interactive turn that must end with the fake upstream's
@@ -300,23 +325,24 @@ codex_run() {
   fi
 }
 
-# claude_run NAME KEY ARGUMENT...: one non-interactive turn that must end with the fake upstream's text.
+# claude_run NAME KEY INPUT ARGUMENT...: one non-interactive turn with this file as its input, which must end
+# well and say TEXT (an extended regular expression).
 claude_run() {
-  local name=$1 key=$2 home=$work/claude-$1 status=0 text="Hello from the fake upstream"
-  shift 2
+  local name=$1 key=$2 input=$3 home=$work/claude-$1 status=0
+  shift 3
   mkdir -p "$home/work"
   (
     cd "$home/work"
     env -i PATH="$PATH" HOME="$home" ANTHROPIC_BASE_URL="$GATEWAY_URL" ANTHROPIC_API_KEY="$key" \
-      DISABLE_AUTOUPDATER=1 CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 \
+      DISABLE_AUTOUPDATER=1 CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 CLAUDE_CODE_MAX_RETRIES=0 \
       timeout 120 "$claude" -p "Say hello." \
-      --model claude-sonnet-5-5 "$@" </dev/null >"$home/out" 2>"$home/err"
+      --model claude-sonnet-5-5 "$@" <"$input" >"$home/out" 2>"$home/err"
   ) || status=$?
-  if [ "$status" -eq 0 ] && grep -q "$text" "$home/out"; then
+  if [ "$status" -eq "${STATUS:-0}" ] && grep -qE "$TEXT" "$home/out"; then
     ok "claude-code: $name"
   else
     bad "claude-code: $name (exit $status)"
-    tail -n 40 "$home/out" "$home/err" >&2
+    tail -n 40 "$home/out" "$home/err" | cut -c1-2000 >&2
   fi
 }
 
@@ -326,15 +352,18 @@ fi
 if wanted anthropic-python; then
   sdk anthropic-python "$clients/anthropic_python/bin/python" "$here/anthropic_python/test_sdk.py"
 fi
-if wanted openai-node; then
-  node=node
-  for candidate in "$clients"/openai_node/node_modules/node-linux-*/bin/node; do
+# node_sdk SUITE FOLDER: the script of a Node SDK, by the node that came with it.
+node_sdk() {
+  local node=node candidate
+  for candidate in "$clients/$2"/node_modules/node-linux-*/bin/node; do
     if "$candidate" --version >/dev/null 2>&1; then node=$candidate; fi
   done
   # Imports are looked up beside the script: run the copy next to node_modules.
-  cp "$here/openai_node/test_sdk.mjs" "$clients/openai_node/"
-  sdk openai-node "$node" "$clients/openai_node/test_sdk.mjs"
-fi
+  cp "$here/$2/test_sdk.mjs" "$clients/$2/"
+  sdk "$1" "$node" "$clients/$2/test_sdk.mjs"
+}
+if wanted openai-node; then node_sdk openai-node openai_node; fi
+if wanted anthropic-node; then node_sdk anthropic-node anthropic_node; fi
 if wanted codex; then
   say codex
   keys codex
@@ -356,10 +385,21 @@ if wanted claude-code; then
   done
   say claude-code
   keys claude-code
+  TEXT="Hello from the fake upstream"
   # The text account never calls a tool. With the main one the fake upstream asks for a command, then
   # gets its output.
-  if [ "$direct" = no ]; then claude_run text "$GATEWAY_KEY_TEXT"; fi
-  claude_run tools "$GATEWAY_KEY" --allowedTools Bash
+  if [ "$direct" = no ]; then
+    claude_run text "$GATEWAY_KEY_TEXT" /dev/null
+    # Line by line: pieces of the answer as they came, and at last the whole of it.
+    TEXT='"type":"stream_event".*"type":"text_delta"' claude_run events "$GATEWAY_KEY_TEXT" /dev/null \
+      --output-format stream-json --include-partial-messages --verbose
+    TEXT='"is_error":false.*Hello from the fake upstream' claude_run json "$GATEWAY_KEY_TEXT" /dev/null --output-format json
+    # More than 2 MiB; the fake upstream says how many bytes it received.
+    head -c 2500000 /dev/zero | tr '\0' x | fold -w 99 >"$work/long"
+    TEXT='has (2[5-9]|[3-9].)[0-9]{5} bytes' claude_run long_input "$GATEWAY_KEY_TEXT" "$work/long"
+    STATUS=1 TEXT='Invalid API key' claude_run refused tg-nobody-0000000000000000 /dev/null
+  fi
+  claude_run tools "$GATEWAY_KEY" /dev/null --allowedTools Bash
   records claude-code some
 fi
 

@@ -2,10 +2,12 @@
 
 GATEWAY_URL, GATEWAY_KEY: the gateway and a key with a balance.
 GATEWAY_KEY_POOR: a key whose user has no balance. GATEWAY_KEY_LIMITED and
-GATEWAY_KEY_OVERLOADED: keys whose only account always answers 429 and 529.
+GATEWAY_KEY_OVERLOADED: keys whose only account always answers 429 and 529. GATEWAY_KEY_UNKNOWN:
+one whose account knows no model and answers 404. GATEWAY_KEY_FAILING: one whose account ends
+every stream with an error (where it needs GATEWAY_MODEL_FAILING for that, it is set).
 
-Prints "ok NAME" or "FAILED NAME: WHY" a test, then "served N": the requests that were
-answered by the upstream, each of which must have left a usage record.
+Prints "ok NAME" or "FAILED NAME: WHY" a test, then "broken N" and "served N": the answers that
+broke off, and those that came whole; each must have left a usage record.
 """
 
 import asyncio
@@ -30,6 +32,8 @@ TOOL = {
 }
 
 served = 0
+broken = 0
+DIRECT = os.environ["GATEWAY_KEY"] == "direct"
 
 
 def client(key="GATEWAY_KEY", kind=anthropic.Anthropic, bearer=False):
@@ -73,12 +77,22 @@ def test_bearer():
     good(client(bearer=True).messages.create(**hello()))
 
 
+def test_raw_response():
+    raw = client().messages.with_raw_response.create(**hello())
+    good(raw.parse())
+    assert DIRECT or raw.headers["request-id"] == raw.headers["x-request-id"], raw.headers
+    assert raw.headers["anthropic-ratelimit-requests-remaining"] == "999", raw.headers
+
+
 def test_streaming_events():
-    types = []
-    for event in client().messages.create(**hello(), stream=True):
-        types.append(event.type)
-    assert types[0] == "message_start" and types[-1] == "message_stop", types
-    assert "content_block_delta" in types, types
+    events = list(client().messages.create(**hello(), stream=True))
+    types = [event.type for event in events]
+    assert types[:2] == ["message_start", "content_block_start"], types
+    assert types[-3:] == ["content_block_stop", "message_delta", "message_stop"], types
+    assert events[0].message.model == MODEL, events[0]
+    assert events[-2].usage.output_tokens == 30, events[-2]
+    pieces = [event.delta.text for event in events if event.type == "content_block_delta"]
+    assert "".join(pieces).startswith(TEXT), pieces
     global served
     served += 1
 
@@ -164,7 +178,14 @@ def test_large_input():
 def test_cached_system():
     mark = {"type": "ephemeral", "ttl": "1h"}
     system = [{"type": "text", "text": "Be brief.", "cache_control": mark}]
-    good(client().messages.create(**hello(), system=system))
+    for stream in (False, True):
+        if stream:
+            with client().messages.stream(**hello(), system=system) as events:
+                written = good(events.get_final_message()).usage.cache_creation
+        else:
+            written = good(client().messages.create(**hello(), system=system)).usage.cache_creation
+        written = (written.ephemeral_5m_input_tokens, written.ephemeral_1h_input_tokens)
+        assert written == (40, 7), written
 
 
 def test_count_tokens():
@@ -173,11 +194,14 @@ def test_count_tokens():
 
 
 def test_models():
-    models = client().models.list()
-    assert len(models.data) > 0 and models.has_more is False, models
+    page = client().models.list(limit=1)
+    assert len(page.data) > 0 and not page.has_next_page(), page
+    # Page after page, of which there is one.
+    models = list(client().models.list(limit=1))
     assert all(model.type == "model" for model in models), models
-    model = client().models.retrieve(models.data[0].id)
-    assert model == models.data[0], model
+    assert DIRECT or [model.id for model in models] == [MODEL], models
+    model = client().models.retrieve(models[0].id)
+    assert model == models[0], model
     raises(anthropic.NotFoundError, 404, "not_found_error", lambda: client().models.retrieve("no/such:model"))
 
 
@@ -201,6 +225,32 @@ def each_way(kind, status, what, key, **ask):
         raises(kind, status, what, lambda: client(key).messages.create(**ask, stream=stream))
 
 
+def test_an_error_in_the_stream():
+    global broken
+    ask = {**hello(), "model": os.environ.get("GATEWAY_MODEL_FAILING", MODEL)}
+    seen = []
+
+    def create():
+        for event in client("GATEWAY_KEY_FAILING").messages.create(**ask, stream=True):
+            seen.append(event.type)
+
+    def helper():
+        with client("GATEWAY_KEY_FAILING").messages.stream(**ask) as stream:
+            stream.get_final_message()
+
+    for call in (create, helper):
+        try:
+            call()
+        except anthropic.APIStatusError as error:
+            assert error.body["error"]["type"] == "overloaded_error", error.body
+            assert error.request_id, "no request-id"
+            broken += 1
+        else:
+            raise AssertionError("no error")
+    # What had come was not taken back.
+    assert "content_block_delta" in seen, seen
+
+
 def test_400_bad_request():
     each_way(anthropic.BadRequestError, 400, "invalid_request_error", "GATEWAY_KEY", model="")
 
@@ -211,7 +261,12 @@ def test_401_authentication_error():
 
 
 def test_403_permission_denied():
-    each_way(anthropic.PermissionDeniedError, 403, "billing_error", "GATEWAY_KEY_POOR")
+    what = "permission_error" if DIRECT else "billing_error"
+    each_way(anthropic.PermissionDeniedError, 403, what, "GATEWAY_KEY_POOR")
+
+
+def test_404_not_found():
+    each_way(anthropic.NotFoundError, 404, "not_found_error", "GATEWAY_KEY_UNKNOWN")
 
 
 def test_413_too_large():
@@ -228,7 +283,8 @@ def test_overloaded():
     def ask():
         return client("GATEWAY_KEY_OVERLOADED").messages.create(**hello())
 
-    raises(anthropic.ServiceUnavailableError, 503, "overloaded_error", ask)
+    first = "api_error" if DIRECT else "overloaded_error"
+    raises(anthropic.ServiceUnavailableError, 503, first, ask)
     raises(anthropic.ServiceUnavailableError, 503, "api_error", ask)
 
 
@@ -244,6 +300,7 @@ def main():
             failed += 1
             print(f"FAILED {name[5:]}: {type(error).__name__}: {str(error)[:500]}", flush=True)
             traceback.print_exc()
+    print(f"broken {broken}", flush=True)
     print(f"served {served}", flush=True)
     return 1 if failed else 0
 

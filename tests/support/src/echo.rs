@@ -78,7 +78,7 @@ pub fn answer(request: &Received) -> Answer {
 /// An error in the dialect of the request; `code` is Anthropic's text.
 pub fn error(request: &Received, status: u16, code: &str) -> Answer {
     match is_anthropic(request) {
-        true => Answer::anthropic_error(status, code),
+        true => Answer::anthropic_error(status, code).header("request-id", "req_fake"),
         false => Answer::error(status, code),
     }
 }

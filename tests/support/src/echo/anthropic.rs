@@ -99,8 +99,12 @@ fn streamed(message: &Message<'_>, kind: &str, number: Option<u64>) -> Answer {
     }
 }
 
-/// The error that the model's name asks for.
+/// The error that the model's name asks for; there is always a model.
 fn asked_error(model: &str) -> Option<Answer> {
+    if model.is_empty() {
+        let text = "model: String should have at least 1 character";
+        return Some(Answer::anthropic_error(400, text));
+    }
     let status = kind(model).0.parse().ok();
     let status = status.filter(|status| (400..600).contains(status))?;
     let error = Answer::anthropic_error(status, &format!("fake upstream says {status}"));
