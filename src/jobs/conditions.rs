@@ -21,8 +21,11 @@ use crate::storage::{ConditionChanges, StorageError, Store};
 const INTERVAL: Duration = Duration::from_millis(250);
 /// Bindings in one transaction: enough to share its cost, few enough to let others write.
 const BATCH: usize = 1_000;
-/// Bindings kept: as many as the live state holds. Some 16 MB of the database when full.
+/// Bindings brought back: as many as the live state holds.
 const MAX_RESPONSES: u32 = 200_000;
+/// Bindings kept. A response stands there once for its making and once for every time it was used, which is
+/// twice in a conversation that goes on from each of its answers. Some 16 MB of the database when full.
+const KEPT_RESPONSES: u32 = 2 * MAX_RESPONSES;
 /// How long a binding is kept after its last use: OpenAI keeps stored responses for 30 days.
 const RESPONSE_LIFE: TimeDelta = TimeDelta::days(30);
 /// Strikes are brought back for this long: a day is far beyond the window of any rule.
@@ -252,7 +255,7 @@ impl Keeper {
         }
         let pruned = self
             .store
-            .prune_responses(MAX_RESPONSES, now - RESPONSE_LIFE)
+            .prune_responses(KEPT_RESPONSES, now - RESPONSE_LIFE)
             .await;
         if let Err(error) = pruned {
             self.metrics.live_state_write_errors.inc();

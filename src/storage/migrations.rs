@@ -11,6 +11,7 @@ mod m20261121_000003_records_in_context;
 mod m20261125_000004_money;
 mod m20261125_000005_usage_by_key;
 mod m20261128_000006_session_windows;
+mod m20261128_000007_response_batches;
 
 struct Migrator;
 
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000004_money::Migration),
             Box::new(m20261125_000005_usage_by_key::Migration),
             Box::new(m20261128_000006_session_windows::Migration),
+            Box::new(m20261128_000007_response_batches::Migration),
         ]
     }
 }

@@ -229,10 +229,14 @@ async fn bindings_come_back_newest_first_and_bounded() {
 async fn bindings_are_pruned_by_number_and_age() {
     for (keep, since, left) in [
         (20_000, 0, 12_000),
-        (12_000, 1, 11_999),
-        (10, 0, 10),
-        (10, 11_995, 5),
-        (1, 0, 1),
+        (12_000, 999, 12_000),
+        (12_000, 1_000, 11_000),
+        // Whole batches of a thousand.
+        (2_000, 0, 2_000),
+        (1_001, 0, 2_000),
+        (10, 0, 1_000),
+        (10, 11_995, 1_000),
+        (1, 0, 1_000),
         (0, 0, 0),
         (10, 12_000, 0),
     ] {
@@ -339,6 +343,36 @@ async fn what_accounts_have_cost_by_the_minute_in_which_requests_ended() {
         (AccountId(2), minute + 1, Money(1_000)),
     ];
     assert_eq!(costs, want);
+}
+
+#[tokio::test]
+async fn bindings_of_an_earlier_version_move_into_batches() {
+    let (dir, store) = filled().await;
+    let writer = &store.inner.pools.writer;
+    // As step 2 made it.
+    writer
+        .execute_unprepared(
+            "DELETE FROM seaql_migrations WHERE version = 'm20261128_000007_response_batches'; \
+             DROP TABLE response_batches; \
+             CREATE TABLE response_bindings (group_id INTEGER NOT NULL, \
+             key BLOB NOT NULL CHECK (length(key) = 16), account_id INTEGER NOT NULL, \
+             used_at INTEGER NOT NULL, PRIMARY KEY (group_id, key)) STRICT, WITHOUT ROWID; \
+             WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 2499) \
+             INSERT INTO response_bindings \
+             SELECT 3, unhex(printf('%032x', i)), 4, (1800000000 + i) * 1000 FROM n;",
+        )
+        .await
+        .unwrap();
+    store.close().await.unwrap();
+    let store = open(&dir).await;
+    let found = store.load_responses(u32::MAX, at(0)).await.unwrap();
+    assert_eq!(found.len(), 2500);
+    let newest = found[0];
+    assert_eq!((newest.group, newest.account), (GroupId(3), AccountId(4)));
+    assert_eq!((newest.key, newest.at.timestamp()), (2499, 1_800_002_499));
+    let writer = &store.inner.pools.writer;
+    let old = writer.execute_unprepared("SELECT * FROM response_bindings");
+    assert!(old.await.is_err(), "the old table is gone");
 }
 
 /// A few conditions at a few places.
