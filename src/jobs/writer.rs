@@ -21,6 +21,11 @@ const BATCH: usize = 2000;
 /// A first record waits this long for company: every transaction is a flush to the disk and some
 /// changes of threads. Well below the second within which a record is to be visible.
 const LINGER: Duration = Duration::from_millis(50);
+/// Under load it waits longer: what many records have in common (a transaction, a flush, the last page of
+/// each index) is then written once for more of them.
+const LOADED_LINGER: Duration = Duration::from_millis(200);
+/// A batch of so many records is load.
+const LOADED: usize = 64;
 /// After a failure the next try waits this long, doubling up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -139,6 +144,7 @@ impl Writer {
 impl BackgroundService for Writer {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut pause = FIRST_PAUSE;
+        let mut linger = LINGER;
         loop {
             tokio::select! {
                 () = self.rooms.journal.filled() => {}
@@ -146,10 +152,17 @@ impl BackgroundService for Writer {
                 _ = shutdown.changed() => return,
             }
             if self.rooms.journal.len() < BATCH {
-                tokio::time::sleep(LINGER).await;
+                tokio::time::sleep(linger).await;
             }
             match self.write_batch().await {
-                Ok(_) => pause = FIRST_PAUSE,
+                Ok(written) => {
+                    pause = FIRST_PAUSE;
+                    linger = if written < LOADED {
+                        LINGER
+                    } else {
+                        LOADED_LINGER
+                    };
+                }
                 Err(error) => {
                     self.complain(&error);
                     tokio::time::sleep(pause).await;

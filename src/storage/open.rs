@@ -26,6 +26,9 @@ const FILE: &str = "tollgate.db";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between tries to switch a new file to WAL, for which SQLite does not wait by itself.
 const WAL_RETRY: Duration = Duration::from_millis(20);
+/// Pages in the write-ahead log before they are brought into the database, 16 MiB: a page that every batch
+/// changes is then brought there once for many of them.
+const CHECKPOINT_PAGES: &str = "4000";
 /// Reading connections: four for what keys have used (as many as `proxy/usage/reports.rs` reads at
 /// once), which leaves others for the directory and the rest.
 const READERS: u32 = 6;
@@ -112,6 +115,7 @@ async fn connect_writer(path: &Path) -> Result<DatabaseConnection, StorageError>
             options
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
+                .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         })
         .await;
         match connected {
