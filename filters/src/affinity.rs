@@ -6,21 +6,21 @@ mod seed;
 
 pub use seed::Seed;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Headers that name the conversation, in order of precedence: the session, then the conversation or
 /// thread. Clients spell them with either separator: Codex sends `session_id`, of late `session-id`
 /// and `thread-id`; opencode sends `x-session-affinity` and `x-session-id`, which are the same.
-const OPENAI_HEADERS: [&str; 8] = [
-    "session_id",
-    "session-id",
-    "x-session-id",
-    "x-session-affinity",
-    "conversation_id",
-    "conversation-id",
-    "thread_id",
-    "thread-id",
+static OPENAI_HEADERS: [HeaderName; 8] = [
+    HeaderName::from_static("session_id"),
+    HeaderName::from_static("session-id"),
+    HeaderName::from_static("x-session-id"),
+    HeaderName::from_static("x-session-affinity"),
+    HeaderName::from_static("conversation_id"),
+    HeaderName::from_static("conversation-id"),
+    HeaderName::from_static("thread_id"),
+    HeaderName::from_static("thread-id"),
 ];
 
 /// A conversation: 128 bits of hash of whatever the client calls it. Only equal within the scope (a group) it is
@@ -51,7 +51,7 @@ pub fn openai(
 ) -> Option<StickyKey> {
     OPENAI_HEADERS
         .iter()
-        .filter_map(|name| headers.get(*name))
+        .filter_map(|name| headers.get(name))
         .map(|value| value.as_bytes())
         .chain(prompt_cache_key.map(str::as_bytes))
         .map(<[u8]>::trim_ascii)

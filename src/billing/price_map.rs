@@ -139,6 +139,22 @@ impl Prices {
     ///
     /// The families (6 to 8) know the price map only: an override is for the model it names.
     pub fn lookup(&self, model: &str) -> Option<&ModelPrice> {
+        self.as_written(model).or_else(|| self.search(model))
+    }
+
+    /// The entry of exactly that name, where it is what a search would find: nearly every request names its
+    /// model so, and asks several times.
+    fn as_written(&self, name: &str) -> Option<&ModelPrice> {
+        // An override of the name without its date would go before an entry of the map.
+        let layer = match self.overrides.models.is_empty() {
+            true => &*self.map,
+            false => &self.overrides,
+        };
+        let found = layer.models.get(name);
+        found.filter(|_| !name.is_empty() && !name.ends_with('/'))
+    }
+
+    fn search(&self, model: &str) -> Option<&ModelPrice> {
         let name = model.trim().to_lowercase();
         let candidates = candidates(&name);
         if let Some(tuned) = candidates.iter().find_map(|name| name.strip_prefix("ft:")) {

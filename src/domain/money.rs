@@ -117,15 +117,40 @@ impl fmt::Display for Decimal {
 
 /// Writes an integer of `10^-digits` units as a decimal text.
 pub(super) fn format_decimal(value: i128, digits: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let unit = 10i128.pow(digits);
-    let (sign, value) = (if value < 0 { "-" } else { "" }, value.unsigned_abs());
-    let unit = unit.unsigned_abs();
-    let (whole, fraction) = (value / unit, value % unit);
-    if fraction == 0 {
-        return write!(f, "{sign}{whole}");
+    // A sign, a point and the 39 digits of the largest number.
+    let mut text = [0; 41];
+    let mut at = text.len();
+    let mut put = |byte| {
+        at -= 1;
+        text[at] = byte;
+    };
+    let mut rest = value.unsigned_abs();
+    let mut has_fraction = false;
+    let mut place = 0;
+    while rest > 0 || place <= digits {
+        if place == digits && has_fraction {
+            put(b'.');
+        }
+        let digit;
+        (rest, digit) = tenth(rest);
+        has_fraction |= place < digits && digit > 0;
+        if place >= digits || has_fraction {
+            put(b'0' + digit);
+        }
+        place += 1;
     }
-    let fraction = format!("{fraction:0width$}", width = digits as usize);
-    write!(f, "{sign}{whole}.{}", fraction.trim_end_matches('0'))
+    if value < 0 {
+        put(b'-');
+    }
+    f.write_str(std::str::from_utf8(&text[at..]).unwrap_or_default())
+}
+
+/// A number without its last digit, and that digit. Nearly all fit into a register.
+fn tenth(number: u128) -> (u128, u8) {
+    match u64::try_from(number) {
+        Ok(small) => (u128::from(small / 10), (small % 10) as u8),
+        Err(_) => (number / 10, (number % 10) as u8),
+    }
 }
 
 impl Money {
@@ -308,5 +333,27 @@ mod tests {
         assert_eq!(Multiplier(1_500_000).of(Money(-3)), Money(-4));
         assert_eq!(Multiplier(0).of(Money(i64::MAX)), Money(0));
         assert_eq!(Multiplier(u64::MAX).of(Money(i64::MAX)), Money(i64::MAX));
+    }
+
+    #[test]
+    fn decimals_of_any_size_are_the_shortest_and_come_back() {
+        for (value, digits, text) in [
+            (0, 0, "0"),
+            (0, 9, "0"),
+            (-1, 0, "-1"),
+            (7, 9, "0.000000007"),
+            (-1_500_000_000, 9, "-1.5"),
+            (10_000_000_000, 9, "10"),
+            (i128::from(u64::MAX) + 1, 3, "18446744073709551.616"),
+            (i128::MAX, 38, "1.70141183460469231731687303715884105727"),
+            (i128::MIN, 38, "-1.70141183460469231731687303715884105728"),
+            (i128::MIN, 0, "-170141183460469231731687303715884105728"),
+            (-1, 38, "-0.00000000000000000000000000000000000001"),
+        ] {
+            assert_eq!(Decimal::new(value, digits).to_string(), text);
+            if value > i128::MIN {
+                assert_eq!(parse_decimal(text, digits), Ok(value), "{text}");
+            }
+        }
     }
 }

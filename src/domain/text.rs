@@ -1,6 +1,7 @@
 //! Names and other texts that end up in lines of output.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// Longest name of anything, in characters: names stand in log lines and tables.
 const MAX_NAME_CHARS: usize = 128;
@@ -34,6 +35,25 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
+/// An address as it is displayed. Every record has one, so the usual kind is written by hand.
+pub fn address(ip: IpAddr) -> String {
+    let IpAddr::V4(ip) = ip else {
+        return ip.to_string();
+    };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for octet in ip.octets() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        for (unit, digit) in [(100, octet / 100), (10, octet / 10 % 10), (1, octet % 10)] {
+            if octet >= unit || unit == 1 {
+                text.push(char::from(b'0' + digit));
+            }
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +84,14 @@ mod tests {
             OneLine("a\nb\u{1b}[0m\u{9b} \"ü\"").to_string(),
             "a\\nb\\u{1b}[0m\\u{9b} \"ü\""
         );
+    }
+
+    #[test]
+    fn addresses_are_written_as_they_are_displayed() {
+        let octets = (0..=255u8).map(|octet| IpAddr::from([octet, 255 - octet, 10, octet]));
+        let others = ["2001:db8::1", "::ffff:192.0.2.7"].map(|ip| ip.parse().unwrap());
+        for ip in octets.chain(others) {
+            assert_eq!(address(ip), ip.to_string());
+        }
     }
 }

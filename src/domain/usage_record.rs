@@ -1,6 +1,6 @@
 //! The usage record: what one request used and what it costs. Immutable once written.
 
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tollgate_filters::usage::TokenUsage;
 
 use super::{AccountId, ApiKeyId, GroupId, Money, Multiplier, Platform, PricingMode, UserId};
@@ -191,11 +191,8 @@ impl UsageRecord {
     /// milliseconds, as everything that is stored: what is counted in memory and what is read back
     /// from the database begin at the same moment.
     pub fn settled_at(&self) -> DateTime<Utc> {
-        let whole = TimeDelta::milliseconds(1);
-        let began = self
-            .created_at
-            .duration_trunc(whole)
-            .unwrap_or(self.created_at);
+        let began = DateTime::from_timestamp_millis(self.created_at.timestamp_millis());
+        let began = began.unwrap_or(self.created_at);
         let span = i64::try_from(self.duration_ms)
             .ok()
             .and_then(TimeDelta::try_milliseconds);

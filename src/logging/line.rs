@@ -234,10 +234,13 @@ fn is_plain(text: &str) -> bool {
     if text.is_empty() {
         return false;
     }
+    // Without a way out in the middle: that is many bytes at once.
+    let plain = |b: u8| b > b' ' && b < 0x7f && b != b'"' && b != b'=';
+    if text.bytes().fold(true, |all, b| all & plain(b)) {
+        return true;
+    }
     if text.is_ascii() {
-        return text
-            .bytes()
-            .all(|b| matches!(b, b'!'..=b'~') && b != b'"' && b != b'=');
+        return false;
     }
     !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
 }

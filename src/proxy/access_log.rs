@@ -52,9 +52,10 @@ pub fn write(ctx: &Context, answer: &Answer, ending: &Ending, record: Option<&Us
         }
         line.number("body_bytes", asked.map_or(0, |a| a.body_len as u64));
         line.flag("client.gone", ending.client_gone);
-        match ctx.ip {
-            Some(ip) => line.plain("client.ip", ip),
-            None => line.text("client.ip", ""),
+        match (record.and_then(|r| r.ip.as_deref()), ctx.ip) {
+            (Some(text), _) => line.text("client.ip", text),
+            (None, Some(ip)) => line.plain("client.ip", ip),
+            (None, None) => line.text("client.ip", ""),
         }
     });
 }

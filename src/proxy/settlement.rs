@@ -27,6 +27,7 @@ use crate::billing::journal::{Draft, JournalError, Progress, Reserved, Room};
 use crate::billing::pricing::ServiceTier;
 use crate::billing::quote::{Quote, Used};
 use crate::config::{BillingMode, Config};
+use crate::domain::text::address;
 use crate::domain::{
     AccountId, AttemptTrace, BillingType, Group, Money, Multiplier, Outcome, PricingMode,
     SubscriptionType, UsageRecord, UsageSource,
@@ -456,7 +457,7 @@ impl Settlement {
             first_token_ms: None,
             usage_source: UsageSource::None,
             client_disconnected: false,
-            ip: self.ip.map(|ip| ip.to_string()),
+            ip: self.ip.map(address),
             user_agent: self.user_agent.clone(),
         };
         terms.to_account(&mut record, sent);

@@ -23,7 +23,9 @@ const OWN: &str = "/*";
 
 /// The part of the paths of `r` that is its own, from its slash on.
 pub(super) fn subpath(r: &UsageRecord) -> Option<&str> {
-    let (_, rest) = r.endpoint.split_once("/responses")?;
+    const RESPONSES: &str = "/responses";
+    let at = memchr::memmem::find(r.endpoint.as_bytes(), RESPONSES.as_bytes())?;
+    let rest = &r.endpoint[at + RESPONSES.len()..];
     let own = rest.len() > 1 && rest.starts_with('/') && !WORDS.contains(&rest);
     own.then_some(rest)
 }

@@ -573,3 +573,25 @@ fn an_entry_is_explained_and_maps_are_compared() {
         }
     );
 }
+
+#[test]
+fn a_name_that_is_found_as_written_is_what_a_search_finds() {
+    let built_in = Prices::built_in();
+    let some = ["gpt-5.4", "gpt-5.4-2026-03-05", "models/x/", "a/"];
+    let overrides: PriceMap = some
+        .iter()
+        .map(|name| ((*name).to_owned(), ModelPrice::default()))
+        .collect();
+    for prices in [&built_in, &built_in.with_overrides(&overrides)] {
+        let known = built_in.map.models.keys().map(String::as_str);
+        let written = known
+            .chain(some)
+            .chain(["", "GPT-5.4", "ft:gpt-4o", "none"]);
+        for name in written {
+            if let Some(found) = prices.as_written(name) {
+                assert_eq!(Some(found), prices.search(name), "{name}");
+            }
+        }
+    }
+    assert!(built_in.as_written("gpt-5.4").is_some());
+}

@@ -189,7 +189,10 @@ impl AccountUsage {
                 until,
             })
         };
-        let in_window = |which, limit, window: &Window, reset: Reset| {
+        let in_window = |which, limit: Option<Money>, window: &Window, reset: Reset| {
+            // First what is cheap: the end of a window takes the calendar.
+            let limit = limit.filter(|limit| window.used >= *limit);
+            limit?;
             let until = reset.end(window.start?, quota.tz);
             (now < until).then(|| used_up(which, limit, window.used, Some(until)))?
         };
