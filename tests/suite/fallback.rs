@@ -158,21 +158,12 @@ async fn it_is_done_once_and_the_other_group_has_all_its_accounts() {
 async fn without_a_group_for_it_the_providers_words_are_the_answer() {
     let (first, long) = (FakeUpstream::start().await, FakeUpstream::start().await);
     type Change = fn(&mut Value);
-    let rows: [(&str, Change); 8] = [
+    // Groups that cannot take such requests are refused when they are applied.
+    let rows: [(&str, Change); 5] = [
         ("none", |all| {
             all["groups"][0]["fallback_group_on_invalid_request"] = json!(null);
         }),
         ("disabled", |all| all["groups"][1]["enabled"] = json!(false)),
-        ("of another platform", |all| {
-            all["groups"][1]["platform"] = json!("openai");
-            all["accounts"][1]["platform"] = json!("openai");
-        }),
-        ("for subscribers", |all| {
-            all["groups"][1]["subscription_type"] = json!("subscription");
-        }),
-        ("sends on itself", |all| {
-            all["groups"][1]["fallback_group_on_invalid_request"] = json!("main");
-        }),
         ("for Claude Code", |all| {
             all["groups"][1]["claude_code_only"] = json!(true);
         }),

@@ -290,6 +290,7 @@ async fn a_rule_changes_nothing_for_the_account(dialect: Dialect) {
     for (code, extra, status) in rows {
         let gateway = Setup::with(&[&upstream])
             .speaking(dialect)
+            .set("GATEWAY__INNER_RETRIES", "off")
             .resources(|all| {
                 all["error_passthrough_rules"] = own_words(code);
                 all["accounts"][0]["extra"] = extra;

@@ -739,7 +739,6 @@ fn what_is_stored_but_has_no_effect_is_said() {
     );
     assert_eq!(resources.api_keys[0].ip_deny, ["somewhere"]);
     for want in [
-        "groups[0] \"g\".model_routing: not used: only groups of platform anthropic route models",
         "accounts[1] \"b\": this version sends requests only through openai accounts of type api_key",
         "accounts[0] \"a\".extra.pool_mod: unknown option, stored but not used; is `pool_mode` meant?",
         "api_keys[0] \"k\".ip_deny[0]: `somewhere` is not an IP address or a network",
