@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tollgate::billing::book::{Ask, Book, Limits, Payer, Pays};
+use tollgate::billing::book::{Ask, Book, Count, Limits, Payer, Pays};
 use tollgate::config::Reservation;
 use tollgate::domain::{ApiKeyId, GroupId, Money, UserId};
 
@@ -30,7 +30,7 @@ fn ask(id: i64, limits: Limits) -> Ask {
         least: Money(0),
         mode: Reservation::Available,
         take_what_is_free: false,
-        count_request: true,
+        count_request: Count::Yes,
     }
 }
 

@@ -78,7 +78,8 @@ pub struct ClaudeCode {
 /// Whether a request to `path` comes from Claude Code. `request` is its body, where that is a Messages request.
 ///
 /// Its `User-Agent` must say so with a version of three parts. Of requests that are about messages the headers and the
-/// user id that go with them are wanted too, except of the probe by which it looks whether its key is good.
+/// user id that go with them are wanted too (no user id where tokens are only counted), except of the probe by which it
+/// looks whether its key is good.
 pub fn claude_code(
     headers: &HeaderMap,
     path: &str,
@@ -101,9 +102,9 @@ pub fn claude_code(
             .is_some_and(|value| !value.as_bytes().trim_ascii().is_empty())
     };
     let user_id = request.and_then(|request| request.user_id.as_deref());
-    let is_complete =
-        CLAUDE_CODE_HEADERS.iter().all(has) && user_id.and_then(UserId::parse).is_some();
-    is_complete.then_some(client)
+    // Counting takes no `metadata` (https://platform.claude.com/docs/en/api/messages/count_tokens).
+    let is_named = path.ends_with("/count_tokens") || user_id.and_then(UserId::parse).is_some();
+    (is_named && CLAUDE_CODE_HEADERS.iter().all(has)).then_some(client)
 }
 
 /// The three numbers that `text` begins with, whatever follows.
@@ -263,6 +264,10 @@ mod tests {
         let named = [("user-agent", AGENT)];
         assert!(claude_code(&headers(&named), "/v1/models", None).is_some());
         assert_eq!(found(&named, "/v1/messages/count_tokens", &body()), None);
+        let counting = json!({"model": "claude-sonnet", "messages": []});
+        let counted = found(&complete(), "/v1/messages/count_tokens", &counting);
+        assert_eq!(counted, Some(ClaudeCode { version }));
+        assert_eq!(found(&complete(), PATH, &counting), None);
     }
 
     #[test]

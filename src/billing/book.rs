@@ -108,6 +108,17 @@ pub struct Limits {
     pub group_rpm: u32,
 }
 
+/// Which limits of requests a minute a request is held to, and counted in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    /// None.
+    No,
+    /// The user's and the group's.
+    Yes,
+    /// The group's: the user's has it already, from where it came in.
+    InGroup,
+}
+
 /// A question: may this be spent?
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ask {
@@ -124,7 +135,7 @@ pub struct Ask {
     /// `strict`, and the wait for held money is over: take what is free, if it is at least `least`.
     pub take_what_is_free: bool,
     /// Whether the request counts as one of the minute. Without, limits by the minute are not looked at.
-    pub count_request: bool,
+    pub count_request: Count,
 }
 
 /// One limit.
@@ -233,9 +244,7 @@ impl Book {
             let amount = decide::decide(ask, &funds, &spend, now)?;
             funds.hold(&ask.payer, amount);
             spend.hold(&ask.payer, amount);
-            if ask.count_request {
-                funds.count_request(&ask.payer, ask.limits.group_rpm > 0, now);
-            }
+            funds.count_request(ask, now);
             amount
         };
         Ok(Hold::new(user, key, ask, amount, self.tz))

@@ -40,6 +40,8 @@ pub struct Demand {
     pub body_len: u64,
     /// Most output tokens that the client allows.
     pub max_output_tokens: Option<u64>,
+    /// Of these, how many may be thinking; an answer is longer. 0 = it has no such part.
+    pub thinking_tokens: u64,
     /// The provider adds to the prompt: files, addresses, stored things, tools of its own.
     pub hosted: bool,
     /// Images in the body itself.
@@ -69,6 +71,8 @@ pub struct Bound {
     pub input_tokens: u64,
     /// The most tokens that the answer can have.
     pub output_tokens: u64,
+    /// See [`Demand::thinking_tokens`].
+    pub thinking_tokens: u64,
     /// Whether any price is known. If not, the request is free of charge.
     pub priced: bool,
 }
@@ -142,6 +146,7 @@ impl Quote {
             per_output_token: most.per_output_token.charged(multiplier),
             input_tokens,
             output_tokens,
+            thinking_tokens: demand.thinking_tokens,
             priced: most.priced,
         }
     }

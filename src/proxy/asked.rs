@@ -138,6 +138,7 @@ fn demand(request: &ResponsesRequest<'_>, body_len: usize) -> Demand {
     Demand {
         body_len: body_len as u64,
         max_output_tokens: request.max_output_tokens,
+        thinking_tokens: 0,
         hosted: request.hosted,
         inline_images: request.inline_images,
         images: request.image_tool.as_ref().map(|tool| ImageDemand {
@@ -153,6 +154,7 @@ fn message_demand(request: &MessagesRequest<'_>, body_len: usize) -> Demand {
     Demand {
         body_len: body_len as u64,
         max_output_tokens: request.max_tokens,
+        thinking_tokens: request.thinking_budget.unwrap_or(0),
         // Of another model that is asked in between the prompt is not known either.
         hosted: request.hosted.things || request.hosted.other_models,
         inline_images: request.hosted.inline_images,

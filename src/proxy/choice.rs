@@ -20,7 +20,8 @@ use crate::auth::Principal;
 use crate::domain::{Account, AccountId, Conditions};
 use crate::scheduler::sticky::{sticky, waits};
 use crate::scheduler::{
-    Candidates, Decision, Fit, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky, Unfit,
+    Candidates, Decision, Fit, Gates, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky,
+    Unfit,
 };
 use crate::state::{Lease, MAX_LINES, Slot, StateError, Want};
 
@@ -326,6 +327,23 @@ impl View {
         joined
     }
 
+    /// Whether the account that is tried again still may be. Its gates have let this request in before.
+    fn serves_again(&self, id: AccountId, request: Request<'_>) -> bool {
+        let request = Request {
+            gates: Gates::default(),
+            ..request
+        };
+        !matches!(self.pool.fit(id, &self.conditions, request), Fit::No(_))
+    }
+
+    /// Whether the request's conversation has an account, among all or among those that are routed to.
+    async fn is_bound(&self, ctx: &Context, asked: &Asked) -> bool {
+        let routed = self.routed.as_ref().zip(asked.sticky_key);
+        let routed = routed.map(|((_, pattern), key)| routed_key(key, pattern));
+        self.bound_account(ctx, asked.sticky_key).await.is_some()
+            || self.bound_account(ctx, routed).await.is_some()
+    }
+
     /// When the first account of the pool may serve the request that does not now, for a request in line.
     fn returns_at(&self, asked: &Asked) -> Option<DateTime<Utc>> {
         let conditions = self.conditions.0.iter();
@@ -502,16 +520,12 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     // The account that is tried again, if its slot was kept for it or it has room: else the choice is as free as before.
     if let Some(again) = ctx.tries.again
         && let Some(member) = view.pool.member(again.account)
-        && !matches!(
-            view.pool.fit(again.account, &view.conditions, request),
-            Fit::No(_)
-        )
+        && view.serves_again(again.account, request)
         && let Some(lease) = match kept.take() {
             Some(lease) => Some(lease),
             None => try_lease(ctx, member.want()).await?,
         }
     {
-        // Its gates have let this request in before.
         let account = member.account.clone();
         ctx.rooms.scheduler.health().chosen(account.id, view.now);
         let found = Found {
@@ -527,7 +541,10 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     let mut binds = true;
     let mut session_hit = false;
     let bound = view.bound_among(ctx, &asked, &among).await;
-    ctx.tries.was_bound.get_or_insert(bound.is_some());
+    if ctx.tries.was_bound.is_none() {
+        let elsewhere = view.routed.is_some() && view.is_bound(ctx, &asked).await;
+        ctx.tries.was_bound = Some(bound.is_some() || elsewhere);
+    }
     if let Some(id) = bound {
         session_hit = true;
         let sticky_metric = ctx.rooms.metrics.sticky.clone();
@@ -672,10 +689,7 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let request = view.request(ctx, &asked, &excluded);
     if let Some(again) = ctx.tries.again
         && let Some(member) = view.pool.member(again.account)
-        && !matches!(
-            view.pool.fit(again.account, &view.conditions, request),
-            Fit::No(_)
-        )
+        && view.serves_again(again.account, request)
     {
         let account = member.account.clone();
         ctx.rooms.scheduler.health().chosen(account.id, view.now);

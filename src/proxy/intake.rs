@@ -361,7 +361,11 @@ async fn admit(
         deadline: Instant::now() + ctx.config.concurrency.user_wait,
     };
     match in_line(session, ctx, exchange, wait, std::future::pending()).await {
-        Ok(Lined::Granted(lease)) => ctx.user_lease = Some(lease),
+        Ok(Lined::Granted(lease)) => {
+            ctx.user_lease = Some(lease);
+            // Time has passed: what the operator has changed meanwhile counts.
+            ctx.snapshot = ctx.rooms.snapshot.load_full();
+        }
         Ok(Lined::LineFull) => return Err(errors::too_many_pending().into()),
         Ok(Lined::TimedOut) => return Err(errors::user_slot_timeout().into()),
         Ok(Lined::StateGone(error)) => {

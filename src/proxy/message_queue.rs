@@ -17,13 +17,14 @@ use crate::domain::{Account, AccountId, MessageQueueMode};
 use crate::limits::{self, messages};
 use crate::state::{Lease, LiveState, StateError, Ticket, WaitError};
 
-/// A message on its way to its account. When this is dropped (the provider has begun to answer, or the attempt is over)
-/// the next one's distance begins, and where they go one after another it is the next one's turn.
+/// A message on its way to an account to which they go one after another. When this is dropped (the provider has begun
+/// to answer, or the attempt is over) the next one's distance begins, and it is its turn. One that goes out of turn has
+/// none: were others to keep their distance from it, a line that has once become too long would never move again.
 pub struct Turn {
     account: AccountId,
     state: Arc<dyn LiveState>,
     /// Given back behind the note of the end.
-    _lease: Option<Lease>,
+    _lease: Lease,
 }
 
 impl Drop for Turn {
@@ -34,7 +35,7 @@ impl Drop for Turn {
 
 /// What became of a message that was queued.
 pub enum Queued {
-    /// It goes to the account that was chosen; what is not a message, or not queued, at once.
+    /// It goes to the account that was chosen; with its turn, where it has one.
     Go(Option<Turn>),
     /// Meanwhile that account may not be chosen any more: another one is.
     Elsewhere,
@@ -109,17 +110,17 @@ pub async fn queue(
             return Err(error);
         }
     };
-    let turn = Turn {
+    let turn = lease.map(|lease| Turn {
         account: account.id,
         state: ctx.rooms.state.clone(),
         _lease: lease,
-    };
+    });
     // The message before this one may have been what it could take.
     if !fits_still(ctx, choice).await {
         ctx.rooms.scheduler.health().said_nothing(account.id);
         return Ok(Queued::Elsewhere);
     }
-    Ok(Queued::Go(Some(turn)))
+    Ok(Queued::Go(turn))
 }
 
 /// A message that waits.

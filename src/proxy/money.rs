@@ -12,7 +12,7 @@ use super::context::{Asked, Context};
 use super::exchange::Exchange;
 use super::wait::{Waited, wait_for};
 use crate::auth::Principal;
-use crate::billing::book::{Ask, Denied, Hold, Limit, Limits, Payer, Pays, Refusal};
+use crate::billing::book::{Ask, Count, Denied, Hold, Limit, Limits, Payer, Pays, Refusal};
 use crate::billing::bound::{Bound, Demand};
 use crate::billing::quote::Quote;
 use crate::config::{BillingConfig, BillingMode, Reservation, StrictOutput};
@@ -64,7 +64,7 @@ fn ask(principal: &Principal, billing: &BillingConfig) -> Ask {
         least: Money::ZERO,
         mode: billing.reservation,
         take_what_is_free: false,
-        count_request: false,
+        count_request: Count::No,
     }
 }
 
@@ -77,7 +77,7 @@ pub fn check(ctx: &Context, principal: &Principal) -> Result<(), ErrorReply> {
     }
     let question = Ask {
         mode: Reservation::None,
-        count_request: true,
+        count_request: Count::Yes,
         ..ask(principal, billing)
     };
     match ctx.rooms.book.check(&question, ctx.arrived) {
@@ -161,14 +161,14 @@ pub async fn reserve(
     bound: &Bound,
 ) -> Result<Granted, NotGranted> {
     let question = Ask {
-        count_request: true,
+        count_request: Count::Yes,
         ..ask_for(principal, &ctx.config.billing, bound)
     };
     granted(session, ctx, exchange, question, bound).await
 }
 
-/// The same for a request that goes on elsewhere, at another price: `hold` is what it held so far. It was counted as
-/// one of the minute where it came in. Its own money is never in its way; where that is not enough it goes back, so
+/// The same for a request that goes on elsewhere, at another price: `hold` is what it held so far. Its user's minute has
+/// counted it where it came in; that of the other group does now. Its own money is never in its way; where that is not enough it goes back, so
 /// that two requests cannot wait for each other's.
 pub async fn reserve_anew(
     session: &mut Session,
@@ -179,7 +179,10 @@ pub async fn reserve_anew(
     bound: &Bound,
 ) -> Result<Granted, NotGranted> {
     let billing = &ctx.config.billing;
-    let question = ask_for(principal, billing, bound);
+    let question = Ask {
+        count_request: Count::InGroup,
+        ..ask_for(principal, billing, bound)
+    };
     if let Some(hold) = hold {
         match hold.replace(&question, Utc::now()) {
             Ok(hold) => {
@@ -193,7 +196,7 @@ pub async fn reserve_anew(
 }
 
 /// Replaces what is held for a request that now may cost `bound`, at once or not at all. At least `least_output` tokens
-/// of an answer must be payable.
+/// of an answer must be payable, and within what the model writes; `asked_for` of them the request asks for.
 ///
 /// # Errors
 /// The hold as it was: it cannot be paid for now.
@@ -201,16 +204,17 @@ pub fn raise(
     billing: &BillingConfig,
     principal: &Principal,
     bound: &Bound,
-    least_output: u64,
+    (least_output, asked_for): (u64, u64),
     hold: Hold,
 ) -> Result<(Hold, Option<u64>), Box<Hold>> {
+    if bound.output_tokens < least_output {
+        // The model writes no answer as long as that.
+        return Err(Box::new(hold));
+    }
     let question = ask_for(principal, billing, bound);
     let question = Ask {
         least: match question.mode {
-            Reservation::Strict => {
-                let output = bound.output_tokens.min(least_output);
-                question.least.max(bound.total(output))
-            }
+            Reservation::Strict => question.least.max(bound.total(least_output)),
             Reservation::Available | Reservation::None => question.least,
         },
         // There is no waiting here.
@@ -220,7 +224,9 @@ pub fn raise(
     match hold.replace(&question, Utc::now()) {
         Ok(hold) => {
             let output_limit = lowered(billing, bound, hold.amount());
-            Ok((hold, output_limit))
+            // No more than the model writes: it was not the client who asked for it.
+            let output_limit = output_limit.or(Some(bound.output_tokens));
+            Ok((hold, output_limit.filter(|limit| *limit < asked_for)))
         }
         Err(denied) => Err(Box::new(denied.0)),
     }
@@ -295,11 +301,16 @@ fn amounts(billing: &BillingConfig, bound: &Bound) -> (Money, Money) {
             (want, Money::ZERO)
         }
         (Reservation::Strict, StrictOutput::Lower) if bound.depends_on_output() => {
-            let least = bound.total(limit.min(LEAST_OUTPUT_TOKENS));
+            let least = bound.total(limit.min(least_output(bound)));
             (bound.most(), least)
         }
         (Reservation::Strict, _) => (bound.most(), bound.most()),
     }
+}
+
+/// The fewest tokens that an answer is worth asking for: something has to follow the thinking.
+fn least_output(bound: &Bound) -> u64 {
+    LEAST_OUTPUT_TOKENS.max(bound.thinking_tokens.saturating_add(1))
 }
 
 /// The output limit of a request for which so much is held.
@@ -307,7 +318,7 @@ fn lowered(billing: &BillingConfig, bound: &Bound, held: Money) -> Option<u64> {
     if billing.reservation != Reservation::Strict || held >= bound.most() {
         return None;
     }
-    let affordable = bound.affordable(held).unwrap_or(LEAST_OUTPUT_TOKENS);
+    let affordable = bound.affordable(held).unwrap_or(least_output(bound));
     Some(affordable.min(bound.output_tokens))
 }
 

@@ -71,6 +71,13 @@ async fn enter_group(
     // None of the accounts there has failed.
     ctx.tries.excluded.clear();
     let model = named(ctx, &principal, &asked.requested_model).map_err(|_| No::Unfit)?;
+    // An account of both groups that would be asked for the same once more has said no.
+    if let Some((account, _)) = &ctx.tries.last
+        && account.upstream_model(&model) == account.upstream_model(&asked.model)
+    {
+        let refused = account.id;
+        ctx.tries.excluded.push(refused);
+    }
     let Some(quote) = ctx.quote.clone() else {
         return Err(No::Unfit);
     };

@@ -22,6 +22,8 @@ const IN_STREAM: u16 = 400;
 pub struct SecondChances {
     repairs: Repairs,
     fallback: Option<Arc<Group>>,
+    /// The output limits that a changed budget has taken the place of: the client's, and ours below it.
+    own_limits: Option<(u64, Option<u64>)>,
 }
 
 /// A request whose body has been mended.
@@ -42,6 +44,7 @@ impl Default for SecondChances {
                 budget: false,
             },
             fallback: None,
+            own_limits: None,
         }
     }
 }
@@ -59,6 +62,7 @@ impl SecondChances {
                 budget: allowed.budget && !counts,
             },
             fallback: fallback.filter(|_| !counts).cloned(),
+            own_limits: None,
         }
     }
 
@@ -87,7 +91,12 @@ impl SecondChances {
             return None;
         }
         let status = failure.status.unwrap_or(IN_STREAM);
-        let (repair, edits) = self.repairs.take(status, &failure.body, &body.bytes)?;
+        let (repair, mut edits) = self.repairs.take(status, &failure.body, &body.bytes)?;
+        let limits = self.own_limits.take();
+        if let (Repair::Signature, Some((limit, _))) = (repair, limits) {
+            // Without thinking there is no budget that the answer had to be longer than.
+            edits.number(&judged.asked.output_limit_spans, limit);
+        }
         let before = body.hold.bytes();
         let pieces = edits.pieces(&body.bytes);
         let len = pieces.iter().map(|piece| piece.len()).sum();
@@ -98,12 +107,18 @@ impl SecondChances {
         let paid = asked.and_then(|asked| match (repair, settlement) {
             (Repair::Budget, Some(settlement)) => {
                 // Thinking is part of the answer, and something has to follow it.
-                *output_limit = settlement.raise(&asked, BUDGET_TOKENS + 1).ok()?;
+                let raised = settlement.raise(&asked, BUDGET_TOKENS + 1).ok()?;
+                let limit = judged.asked.demand.max_output_tokens;
+                self.own_limits = limit.map(|limit| (limit, *output_limit));
+                *output_limit = raised;
                 Some(asked)
             }
             // It only gets shorter.
             (Repair::Signature, Some(settlement)) => {
                 settlement.mended(&asked);
+                if let Some((_, lowered)) = limits {
+                    *output_limit = lowered;
+                }
                 Some(asked)
             }
             (_, None) => Some(asked),

@@ -90,10 +90,7 @@ pub struct Settlement {
     draft: Option<Box<Draft>>,
     /// The attempt that runs, which is not on the trail yet.
     running: Option<(String, Instant)>,
-    /// The group's users pay for the prompt as read from the cache when it had to go to another account's
-    /// (SPEC 4.9).
-    forced_cache_billing: bool,
-    /// It had to.
+    /// Its conversation had an account, and it went to another one, perhaps of another group.
     left_its_account: bool,
     cut: bool,
     failed: bool,
@@ -111,7 +108,6 @@ impl Settlement {
         hold: Option<Hold>,
         room: Room,
     ) -> Settlement {
-        let rules = ctx.snapshot.directory.rules(principal.group.id);
         let mut settlement = Settlement {
             rooms: ctx.rooms.clone(),
             config: ctx.config.clone(),
@@ -136,7 +132,6 @@ impl Settlement {
             noted: Noted::Nothing,
             draft: None,
             running: None,
-            forced_cache_billing: rules.forced_cache_billing,
             left_its_account: false,
             cut: false,
             failed: false,
@@ -181,7 +176,7 @@ impl Settlement {
                 reserved,
             }),
         };
-        self.left_its_account = tries.was_bound == Some(true) && tries.switches > 0;
+        self.left_its_account = tries.was_bound == Some(true) && tries.all_switches() > 0;
         draft.record.attempts = tries.attempts;
         draft.record.account_switches = tries.all_switches();
         draft.record.trail.clone_from(&tries.trail);
@@ -240,6 +235,7 @@ impl Settlement {
         if let Some(hold) = self.hold.take() {
             let terms = self.next.as_ref().unwrap_or(&self.terms);
             let billing = &self.config.billing;
+            let asked_for = asked.demand.max_output_tokens.unwrap_or(u64::MAX);
             let bound = money::bound(
                 &self.snapshot.directory,
                 billing,
@@ -249,10 +245,19 @@ impl Settlement {
                 asked,
                 self.arrived,
             );
-            match money::raise(billing, &terms.principal, &bound, least_output, hold) {
+            match money::raise(
+                billing,
+                &terms.principal,
+                &bound,
+                (least_output, asked_for),
+                hold,
+            ) {
                 Ok((hold, limit)) => {
                     self.hold = Some(hold);
                     output_limit = limit;
+                    if limit.is_some() {
+                        self.rooms.metrics.outputs_lowered.inc();
+                    }
                 }
                 Err(hold) => {
                     self.hold = Some(*hold);
@@ -357,7 +362,7 @@ impl Settlement {
             ),
             usage => billed(usage, answer.output_bytes, body_len),
         };
-        record.tokens = match self.forced_cache_billing && self.left_its_account {
+        record.tokens = match self.left_its_account && self.pays_as_from_cache() {
             true => tokens.with_input_from_cache(),
             false => tokens,
         };
@@ -375,6 +380,13 @@ impl Settlement {
         self.rooms.journal.settled(record.clone());
         self.room = None;
         self.record = Some(record);
+    }
+
+    /// Whether the users of the group that serves pay for a prompt that had to leave its account as if it had been read
+    /// from the cache (SPEC 4.9).
+    fn pays_as_from_cache(&self) -> bool {
+        let group = self.terms.principal.group.id;
+        self.snapshot.directory.rules(group).forced_cache_billing
     }
 
     fn price(&self, record: &mut UsageRecord) {

@@ -405,7 +405,7 @@ async fn it_counts_once_for_the_minute_and_keeps_its_users_slot() {
             all["users"][0]["concurrency"] = json!(1);
             all["users"][0]["rpm_limit"] = json!(3);
             all["groups"][0]["rpm_limit"] = json!(3);
-            all["groups"][1]["rpm_limit"] = json!(1);
+            all["groups"][1]["rpm_limit"] = json!(3);
         })
         .start()
         .await;
@@ -418,7 +418,7 @@ async fn it_counts_once_for_the_minute_and_keeps_its_users_slot() {
     assert_eq!(gateway.metric("slots_held{slot=\"account\"}"), 1.0);
     gate.open();
     assert_eq!(running.answer().await.0, 200);
-    // The fallback is no request of its own, of the user's or in the other group.
+    // The fallback is no request of its own, of the user's or in either group.
     for _ in 0..2 {
         let reply = send(&gateway, &post(&body(false))).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
@@ -548,4 +548,78 @@ async fn a_mended_request_may_go_on_and_a_key_of_the_other_group_stays() {
     assert_eq!(reply.status, 400);
     long.only_request();
     gateway.wait_records(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_group_that_charges_says_whether_a_lost_cache_is_paid_for() {
+    let (first, long) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    for (of_main, of_long) in [(false, true), (true, false)] {
+        let gateway = groups(&[&first], &[&long])
+            .resources(|all| {
+                all["groups"][0]["forced_cache_billing"] = json!(of_main);
+                all["groups"][1]["forced_cache_billing"] = json!(of_long);
+            })
+            .start()
+            .await;
+        let asked = sticky(body(false));
+        first.push_all([answer(false), refused()]);
+        long.push(answer(false));
+        for _ in 0..2 {
+            let reply = send(&gateway, &post(&asked)).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+        }
+        let records = gateway.wait_records(2).await;
+        let of_group = |group: &str| records.iter().find(|r| r["group"] == group).unwrap();
+        let (bound, went) = (of_group("main"), of_group("long"));
+        assert_eq!(went["input_tokens"] == 0, of_long, "{went:#}");
+        assert_ne!(bound["input_tokens"], 0);
+        let sum = |record: &Value| {
+            let of = |field: &str| record[field].as_u64().unwrap();
+            of("input_tokens") + of("cache_read_tokens")
+        };
+        assert_eq!(sum(went), sum(bound));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_other_groups_requests_a_minute_count_those_that_come_to_it() {
+    let (first, long) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let gateway = groups(&[&first], &[&long])
+        .resources(|all| {
+            all["groups"][1]["rpm_limit"] = json!(1);
+            all["users"][0]["rpm_limit"] = json!(100);
+        })
+        .start()
+        .await;
+    first.otherwise(refused());
+    long.otherwise(answer(false));
+    // Two in one minute, whenever the clock's minute ends.
+    let mut statuses = Vec::new();
+    while !statuses.contains(&429) {
+        assert!(statuses.len() < 4, "{statuses:?}");
+        let reply = send(&gateway, &post(&body(false))).await;
+        statuses.push(reply.status);
+        if reply.status == 429 {
+            assert!(reply.header("retry-after").is_some());
+            assert_eq!(error_of(&reply.json()).0, "rate_limit_error");
+        }
+    }
+    assert_eq!(long.requests().len(), statuses.len() - 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_of_both_groups_is_not_asked_the_same_again() {
+    let (first, long) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let gateway = groups(&[&first], &[&long])
+        .resources(|all| {
+            all["accounts"][0]["groups"] = json!(["main", "long"]);
+            all["accounts"][0]["priority"] = json!(0);
+        })
+        .start()
+        .await;
+    first.push(refused());
+    long.push(answer(false));
+    let reply = send(&gateway, &post(&body(false))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!((first.requests().len(), long.requests().len()), (1, 1));
 }

@@ -552,6 +552,31 @@ async fn strict_lowers_max_tokens_to_what_can_be_paid() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strict_lowers_no_limit_below_what_may_be_thought() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = setup(&[&upstream])
+        .set("BILLING__RESERVATION", "strict")
+        .resources(|all| all["users"][0]["balance"] = json!("0.01"))
+        .start()
+        .await;
+    let mut asked = body(false);
+    asked["max_tokens"] = json!(64_000);
+    asked["thinking"] = json!({ "type": "enabled", "budget_tokens": 1024 });
+    let reply = send(&gateway, &post(&asked)).await;
+    assert_eq!(reply.status, 403, "{}", reply.text());
+    assert!(
+        reply.text().contains("needed: at least 0.01"),
+        "{}",
+        reply.text()
+    );
+    assert!(upstream.requests().is_empty());
+    // Without thinking a cent is enough for an answer.
+    asked["thinking"] = json!({ "type": "disabled", "budget_tokens": 1024 });
+    upstream.push(answer(false));
+    assert_eq!(send(&gateway, &post(&asked)).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_settles_what_it_had_sent() {
     let upstream = FakeUpstream::start().await;
     let mut gateway = setup(&[&upstream]).start().await;

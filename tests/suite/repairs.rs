@@ -115,12 +115,14 @@ async fn a_refused_request_is_mended_and_sent_to_the_same_account_again() {
 async fn each_repair_is_made_once_and_what_follows_is_the_answer() {
     let (first, second) = (FakeUpstream::start().await, FakeUpstream::start().await);
     let both = with_budget(false);
+    let asked = thought(false);
     let mut both_mended = both.clone();
     both_mended.as_object_mut().unwrap().remove("thinking");
     both_mended["messages"][1]["content"][0] = json!({ "type": "text", "text": "Hm." });
+    // The limit was raised for the thinking that has gone.
+    both_mended["max_tokens"] = asked["max_tokens"].clone();
     let failing = Answer::anthropic_error(500, "no");
     let good = || answer(false);
-    let asked = thought(false);
     // What the first account answers, what the second does, what was sent to each, and what the client gets.
     type Row = (
         &'static str,
@@ -446,4 +448,53 @@ async fn what_comes_after_content_is_the_answer() {
     assert_eq!(reply.body, expected);
     upstream.only_request();
     assert_eq!(gateway.only_record().await["outcome"], "upstream_error");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_that_made_room_for_thinking_goes_with_it() {
+    for mode in ["available", "strict"] {
+        let upstream = FakeUpstream::start().await;
+        let gateway = setup(&[&upstream])
+            .set("BILLING__RESERVATION", mode)
+            .start()
+            .await;
+        upstream.push_all([refused(BUDGET), refused(SIGNATURE), answer(false)]);
+        let reply = send(&gateway, &post(&thought(false))).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let sent = bodies(&upstream);
+        assert_eq!(sent.len(), 3);
+        assert_eq!(sent[1], with_budget(false));
+        assert_eq!(sent[2], without_thinking(false), "{mode}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_is_raised_no_further_than_the_model_writes() {
+    let upstream = FakeUpstream::start().await;
+    let gateway = setup(&[&upstream])
+        .resources(|all| {
+            let known = |most: u64| json!({ "input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "max_output_tokens": most });
+            all["prices"] = json!({ "claude-short": known(32_000), "claude-middle": known(40_000) });
+        })
+        .start()
+        .await;
+    let asked = |model: &str| {
+        let mut asked = thought(false);
+        asked["model"] = json!(model);
+        asked
+    };
+    // It could not write an answer behind so much thinking.
+    upstream.push(refused(BUDGET));
+    let reply = send(&gateway, &post(&asked("claude-short"))).await;
+    assert_eq!((reply.status, error_of(&reply.json()).1), (400, BUDGET));
+    assert_eq!(bodies(&upstream), [asked("claude-short")]);
+    upstream.forget();
+    upstream.push_all([refused(BUDGET), answer(false)]);
+    let reply = send(&gateway, &post(&asked("claude-middle"))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let sent = bodies(&upstream);
+    assert_eq!(sent[1]["thinking"]["budget_tokens"], 32_000);
+    assert_eq!(sent[1]["max_tokens"], 40_000);
+    let header = reply.header("x-tollgate-max-output-tokens");
+    assert_eq!(header, Some("40000"));
 }

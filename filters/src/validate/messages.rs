@@ -58,6 +58,8 @@ pub struct MessagesRequest<'a> {
     pub messages: &'a [u8],
     /// Whether the model is asked to think, whichever way.
     pub thinking: bool,
+    /// How many tokens of the answer may be thinking, where that is on and limited.
+    pub thinking_budget: Option<u64>,
     /// Whether there is a tool.
     pub has_tools: bool,
     /// `output_config.effort`, as written.
@@ -137,8 +139,9 @@ pub fn messages(body: &[u8]) -> Result<MessagesRequest<'_>, Invalid> {
             b"metadata" => request.user_id = member(&mut cursor, b"user_id")?.and_then(decoded),
             b"output_config" => request.effort = member(&mut cursor, b"effort")?.and_then(filled),
             b"thinking" => {
-                let kind = member(&mut cursor, b"type")?;
+                let (kind, budget) = thinking(&mut cursor)?;
                 request.thinking = kind.is_some_and(|kind| thinks(&kind.name()));
+                request.thinking_budget = budget.filter(|_| request.thinking);
             }
             b"service_tier" => request.service_tier = cursor.value()?.text().and_then(filled),
             b"speed" => request.speed = cursor.value()?.text().and_then(filled),
@@ -203,6 +206,25 @@ fn member<'a>(cursor: &mut Cursor<'a>, name: &[u8]) -> Result<Option<Text<'a>>, 
         found = cursor.value()?.text();
     }
     Ok(found)
+}
+
+/// The `type` and `budget_tokens` of `thinking`.
+fn thinking<'a>(cursor: &mut Cursor<'a>) -> Result<(Option<Text<'a>>, Option<u64>), Malformed> {
+    let (mut kind, mut budget) = (None, None);
+    if !cursor.object()? {
+        cursor.value()?;
+        return Ok((kind, budget));
+    }
+    while let Some(key) = cursor.key()? {
+        let name = key.name();
+        let value = cursor.value()?;
+        match &*name {
+            b"type" => kind = value.text(),
+            b"budget_tokens" => budget = whole(value),
+            _ => {}
+        }
+    }
+    Ok((kind, budget))
 }
 
 fn decoded(text: Text<'_>) -> Option<Cow<'_, str>> {

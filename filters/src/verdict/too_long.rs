@@ -4,12 +4,14 @@ use super::message::Said;
 use crate::repair;
 
 /// Words that say so, in lower case (SPEC 9.7a).
-const WORDS: [&str; 4] = [
+const WORDS: [&str; 3] = [
     "prompt is too long",
     "request is too long",
     "context length exceeded",
-    "max_tokens",
 ];
+/// These say so together. SPEC 9.7a has the first alone; but with it a provider also says that a limit of the output
+/// is beyond what its model writes, which is no shorter anywhere else.
+const TOGETHER: [&str; 2] = ["max_tokens", "context"];
 
 /// Whether an answer says that the conversation is longer than the model takes, so that another group with
 /// other models may serve it (`fallback_group_on_invalid_request`). It stays the client's own fault otherwise. What
@@ -19,7 +21,8 @@ pub fn is_prompt_too_long(status: u16, body: &[u8]) -> bool {
         return false;
     }
     let text = Said::by_body(body).text.unwrap_or_default().to_lowercase();
-    WORDS.iter().any(|words| text.contains(words))
+    let says = |words: &&str| text.contains(*words);
+    WORDS.iter().any(|words| says(words)) || TOGETHER.iter().all(|words| says(words))
 }
 
 #[cfg(test)]
@@ -38,6 +41,8 @@ mod tests {
             (400, "Request is too long for this model", true),
             (400, "The context length exceeded", true),
             (400, "`max_tokens` must be greater than `thinking.budget_tokens`", false),
+            (400, "max_tokens: 64000 > 32000, which is the maximum allowed number of output tokens for m", false),
+            (400, "max_tokens: must be greater than 0", false),
             (413, "Prompt is too long", true),
             (413, "Request exceeds the maximum size", false),
             (400, "messages: at least one message is required", false),

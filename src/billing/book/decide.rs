@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 
 use super::purse::{Funds, Spend, Used, next_minute};
-use super::{Ask, Denied, Limit, Limits, MOST_A_REQUEST, Payer, Pays, Refusal, held_to_reason};
+use super::{
+    Ask, Count, Denied, Limit, Limits, MOST_A_REQUEST, Payer, Pays, Refusal, held_to_reason,
+};
 use crate::config::Reservation;
 use crate::domain::{KEY_WINDOWS, Money, SUBSCRIPTION_WINDOWS};
 
@@ -16,7 +18,7 @@ pub(super) fn decide(
 ) -> Result<Money, Denied> {
     let tally = Tally::of(&ask.payer, &ask.limits, funds, spend, now);
     let amount = tally.grant(ask)?;
-    if ask.count_request {
+    if ask.count_request != Count::No {
         minute(ask, funds, now)?;
     }
     Ok(amount)
@@ -29,8 +31,10 @@ fn minute(ask: &Ask, funds: &Funds, now: DateTime<Utc>) -> Result<(), Denied> {
         (Limit::UserRpm, ask.limits.user_rpm, of_user),
         (Limit::GroupRpm, ask.limits.group_rpm, in_group),
     ];
+    let counted_before = usize::from(ask.count_request == Count::InGroup);
     let full = limits
         .into_iter()
+        .skip(counted_before)
         .find(|(_, limit, count)| *limit > 0 && count >= limit);
     match full {
         None => Ok(()),

@@ -82,8 +82,8 @@ impl Hold {
             };
             funds.hold(payer, amount);
             spend.hold(payer, amount);
-            if granted.is_ok() && ask.count_request {
-                funds.count_request(&ask.payer, ask.limits.group_rpm > 0, now);
+            if granted.is_ok() {
+                funds.count_request(&ask, now);
             }
             granted
         };

@@ -9,7 +9,7 @@ use chrono_tz::Tz;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Payer, Pays};
+use super::{Ask, Count, Payer, Pays};
 use crate::domain::{
     GroupId, KEY_WINDOWS, Money, SUBSCRIPTION_WINDOWS, UserId, Window, WindowKind,
 };
@@ -102,10 +102,12 @@ impl Funds {
         (self.minute.count(now), in_group)
     }
 
-    pub fn count_request(&mut self, payer: &Payer, in_group: bool, now: DateTime<Utc>) {
-        self.minute.add(now);
-        if in_group {
-            self.group(payer.group).minute.add(now);
+    pub fn count_request(&mut self, ask: &Ask, now: DateTime<Utc>) {
+        if ask.count_request == Count::Yes {
+            self.minute.add(now);
+        }
+        if ask.count_request != Count::No && ask.limits.group_rpm > 0 {
+            self.group(ask.payer.group).minute.add(now);
         }
     }
 

@@ -39,7 +39,7 @@ fn ask(mode: Reservation, want: i64) -> Ask {
         least: Money(0),
         mode,
         take_what_is_free: false,
-        count_request: true,
+        count_request: Count::Yes,
     }
 }
 
@@ -287,10 +287,25 @@ fn requests_a_minute_are_counted_when_they_are_granted() {
     );
     assert_eq!(book.check(&ask(3, 3), at(59)), Ok(Money(60)));
     let uncounted = Ask {
-        count_request: false,
+        count_request: Count::No,
         ..ask(2, 2)
     };
     assert_eq!(book.check(&uncounted, at(59)), Ok(Money(60)));
+    // What the user's minute has counted already is held to the group's alone.
+    let in_group = |user_rpm, group_rpm| Ask {
+        count_request: Count::InGroup,
+        ..ask(user_rpm, group_rpm)
+    };
+    assert_eq!(
+        limit(book.check(&in_group(1, 2), at(59))),
+        Some((Limit::GroupRpm, next))
+    );
+    drop(book.reserve(&in_group(1, 3), at(59)).unwrap());
+    assert_eq!(
+        limit(book.check(&ask(0, 3), at(59))),
+        Some((Limit::GroupRpm, next))
+    );
+    assert_eq!(book.check(&ask(3, 0), at(59)), Ok(Money(60)));
     assert_eq!(book.check(&ask(1, 1), at(60)), Ok(Money(60)));
     drop(book.reserve(&ask(1, 1), at(60)));
     // A thread whose clock was read just before the minute changed opens no second one.
@@ -420,7 +435,7 @@ fn a_hold_gives_way_to_another_of_the_same_request_or_stays() {
         let _others = (*others > 0).then(|| book.reserve(&ask(*mode, *others), at(0)).unwrap());
         let again = Ask {
             least: Money(*least),
-            count_request: false,
+            count_request: Count::No,
             ..ask(*mode, *want)
         };
         let (hold, got) = match hold.replace(&again, at(0)) {

@@ -291,6 +291,7 @@ fn any_demand() -> impl Strategy<Value = Demand> {
         .prop_map(|(body_len, max_output_tokens, hosted, images)| Demand {
             body_len,
             max_output_tokens,
+            thinking_tokens: 0,
             hosted,
             inline_images: 0,
             images,

@@ -215,7 +215,7 @@ impl World {
             least: Money(if strict { least } else { 0 }),
             mode: self.mode,
             take_what_is_free,
-            count_request: false,
+            count_request: Count::No,
         }
     }
 
