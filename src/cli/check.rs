@@ -38,7 +38,9 @@ pub fn run(file: Option<&Path>, resources: &[PathBuf]) -> Result<(), Failure> {
                 if let Some(warning) = not_in_files(&resources) {
                     eprintln!("warning: {warning}");
                 }
-                let rules = resources.check_group_rules(&Others::default());
+                let others = Others::default();
+                wrong.extend(resources.check_platforms(&others));
+                let rules = resources.check_group_rules(&others);
                 for warning in rules.warnings {
                     eprintln!("warning: {warning}");
                 }

@@ -2,6 +2,7 @@
 //! are still names here; the store resolves them.
 
 mod group_rules;
+mod platforms;
 mod references;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use tollgate_filters::passthrough::Rule;
 
-pub use group_rules::{Findings, GroupFacts, Others};
+pub use group_rules::{AccountFacts, Findings, GroupFacts, Others};
 pub(crate) use references::unused_subscription;
 pub use references::{Kind, Reference};
 

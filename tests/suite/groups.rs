@@ -360,18 +360,25 @@ async fn rules_that_cannot_be_followed_are_not_applied() {
     };
     let circle = "groups/b: fallback_group: b → a → b goes round in a circle";
     let wrong = "groups/c: fallback_group_on_invalid_request: groups/d is for subscribers";
+    let platform = "accounts/x: its platform is openai but groups/c is of anthropic";
     let groups = json!([
         group("b", only("a")),
         group("a", only("b")),
         group("c", json!({ "fallback_group_on_invalid_request": "d" })),
         group("d", json!({ "subscription_type": "subscription" })),
     ]);
+    let account = json!({
+        "name": "x", "platform": "openai", "groups": ["c"], "credentials": { "api_key": "k" },
+    });
+    let all = json!({ "groups": groups, "accounts": [account] }).to_string();
     for command in ["check", "apply"] {
-        let output = gateway.try_run(&[command, "-f", "-"], &file(groups.clone()));
+        let output = gateway.try_run(&[command, "-f", "-"], &all);
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(
-            said.contains(circle) && said.contains(wrong),
+            [circle, wrong, platform]
+                .iter()
+                .all(|problem| said.contains(problem)),
             "{command}: {said}"
         );
     }

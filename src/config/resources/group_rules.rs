@@ -35,13 +35,28 @@ impl GroupFacts {
     }
 }
 
+/// What of an account depends on the groups it is in, and they on it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct AccountFacts {
+    /// Operator's intent, once everything is applied.
+    pub enabled: bool,
+    /// Provider family, as resources name it.
+    pub platform: String,
+    /// Names of its groups.
+    pub groups: BTreeSet<String>,
+    /// Its options.
+    pub extra: Map<String, Value>,
+}
+
 /// What there is beside the files.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Others {
     /// Groups that the files do not name.
     pub groups: BTreeMap<String, GroupFacts>,
-    /// Accounts that the files do not name, and the names of their groups.
-    pub accounts: BTreeMap<String, BTreeSet<String>>,
+    /// Accounts that the files do not name.
+    pub accounts: BTreeMap<String, AccountFacts>,
+    /// Groups that the files name and that were another platform's.
+    pub turned: BTreeSet<String>,
 }
 
 /// What was found.
@@ -100,8 +115,8 @@ impl Resources {
     /// Accounts that a group's routing names serve it only if they are in it.
     fn check_routing(&self, others: &Others, found: &mut Findings) {
         let mut groups_of: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for (name, groups) in &others.accounts {
-            groups_of.insert(name, groups.iter().map(String::as_str).collect());
+        for (name, facts) in &others.accounts {
+            groups_of.insert(name, facts.groups.iter().map(String::as_str).collect());
         }
         for account in &self.accounts {
             groups_of.insert(
@@ -311,7 +326,7 @@ mod tests {
             groups: groups
                 .map(|(name, facts)| ((*name).to_owned(), facts.clone()))
                 .collect(),
-            accounts: BTreeMap::new(),
+            ..Others::default()
         })
     }
 
@@ -476,15 +491,20 @@ mod tests {
             accounts: vec![account("in", &["f", "g"]), account("out", &["f"])],
             ..Resources::default()
         };
-        let set = |groups: &[&str]| groups.iter().map(|g| (*g).to_owned()).collect();
+        let set = |groups: &[&str]| AccountFacts {
+            enabled: true,
+            platform: "anthropic".into(),
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            extra: Map::new(),
+        };
         let others = Others {
-            groups: BTreeMap::new(),
             accounts: BTreeMap::from([
                 ("stored".to_owned(), set(&["g"])),
                 ("elsewhere".to_owned(), set(&["f"])),
                 // The file has the last word about it.
                 ("in".to_owned(), set(&[])),
             ]),
+            ..Others::default()
         };
         let warning = |name: &str| {
             format!(

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::held::Held;
-use crate::config::resources::{GroupFacts, Kind, Others, Resources};
-use crate::domain::{KeyHash, Platform, SubscriptionType};
+use crate::config::resources::{AccountFacts, GroupFacts, Kind, Others, Resources};
+use crate::domain::{KeyHash, SubscriptionType};
 use crate::storage::convert::{millis, now_millis, subscription_name};
 use crate::storage::{KeyHasher, StorageError};
 
@@ -68,8 +68,9 @@ pub(super) fn check(
             problems.push(reference.to_string());
         }
     }
-    check_platforms(resources, held, prune, &mut problems);
-    let rules = resources.check_group_rules(&others(resources, held, prune));
+    let others = others(resources, held, prune);
+    problems.extend(resources.check_platforms(&others));
+    let rules = resources.check_group_rules(&others);
     problems.extend(rules.problems);
     check_subscriptions(resources, held, &mut problems);
     check_channels(resources, held, prune, &mut problems);
@@ -122,8 +123,23 @@ fn others(resources: &Resources, held: &Held, prune: bool) -> Others {
             .map(|row| {
                 let ids = held.account_groups.get(&row.id).into_iter().flatten();
                 let names = ids.filter_map(|id| group_names.get(id).map(|name| (*name).clone()));
-                (row.name.clone(), names.collect())
+                let facts = AccountFacts {
+                    enabled: !prune,
+                    platform: row.platform.clone(),
+                    groups: names.collect(),
+                    extra: serde_json::from_str(&row.extra).unwrap_or_default(),
+                };
+                (row.name.clone(), facts)
             })
+            .collect(),
+        turned: resources
+            .groups
+            .iter()
+            .filter(|r| {
+                let stored = held.groups.get(&r.name);
+                stored.is_some_and(|row| row.platform != r.platform.as_str())
+            })
+            .map(|r| r.name.clone())
             .collect(),
     }
 }
@@ -133,62 +149,6 @@ fn duplicates<'a>(kind: &str, names: impl Iterator<Item = &'a String>, problems:
     for name in names {
         if !seen.insert(name) {
             problems.push(format!("{kind}/{name}: is given twice"));
-        }
-    }
-}
-
-/// An account serves groups of its own platform only; Antigravity accounts also those of the
-/// dialects they speak, if they are told to.
-fn check_platforms(resources: &Resources, held: &Held, prune: bool, problems: &mut Vec<String>) {
-    let in_file: HashMap<&str, &str> = resources
-        .groups
-        .iter()
-        .map(|r| (r.name.as_str(), r.platform.as_str()))
-        .collect();
-    let mut check = |account: &str, platform: &str, mixed: bool, group: &str| {
-        let stored = || held.groups.get(group).map(|row| row.platform.as_str());
-        let Some(of_group) = in_file.get(group).copied().or_else(stored) else {
-            return;
-        };
-        let mixes = mixed
-            && platform == Platform::Antigravity.as_str()
-            && [Platform::Anthropic, Platform::Gemini]
-                .map(Platform::as_str)
-                .contains(&of_group);
-        if platform != of_group && !mixes {
-            problems.push(format!(
-                "accounts/{account}: its platform is {platform} but groups/{group} is of {of_group}"
-            ));
-        }
-    };
-    for account in &resources.accounts {
-        let mixed = is_mixed(account.extra.get("mixed_scheduling"));
-        for group in &account.groups {
-            check(&account.name, account.platform.as_str(), mixed, group);
-        }
-    }
-    if prune {
-        // Accounts that the file does not name are about to be disabled.
-        return;
-    }
-    // Accounts that stay where they are while their group becomes another platform's.
-    let named: HashSet<&str> = resources.accounts.iter().map(|r| r.name.as_str()).collect();
-    let turned: HashMap<i64, &str> = resources
-        .groups
-        .iter()
-        .filter_map(|r| held.groups.get(&r.name).map(|row| (r, row)))
-        .filter(|(r, row)| row.platform != r.platform.as_str())
-        .map(|(r, row)| (row.id, r.name.as_str()))
-        .collect();
-    for row in held.accounts.values() {
-        if !row.enabled || named.contains(row.name.as_str()) {
-            continue;
-        }
-        let groups = held.account_groups.get(&row.id).into_iter().flatten();
-        for group in groups.filter_map(|id| turned.get(id)) {
-            let extra: serde_json::Value = serde_json::from_str(&row.extra).unwrap_or_default();
-            let mixed = is_mixed(extra.get("mixed_scheduling"));
-            check(&row.name, &row.platform, mixed, group);
         }
     }
 }
@@ -260,10 +220,6 @@ fn check_subscriptions(resources: &Resources, held: &Held, problems: &mut Vec<St
         let name = subscription.name();
         problems.push(format!("subscriptions/{name}: expires_at: {problem}"));
     }
-}
-
-fn is_mixed(option: Option<&serde_json::Value>) -> bool {
-    option.and_then(serde_json::Value::as_bool) == Some(true)
 }
 
 /// No two keys may have the same text once everything is applied. The text itself is not shown.
