@@ -10,7 +10,6 @@ use super::{Names, count, multiplier, unique_name};
 use crate::config::field::{Field, Table};
 use crate::config::resources::AccountResource;
 use crate::config::secrets::secret;
-use crate::domain::account::is_subscription;
 use crate::domain::egress::EgressProxy;
 use crate::domain::{AccountType, Credentials, ModelMapping, Multiplier, Platform, Secret};
 
@@ -103,9 +102,7 @@ pub(super) fn account<'a>(item: &Field<'a>, names: &mut Names<'a>) -> Option<Acc
         expires_at: table.or_null("expires_at", Field::time),
         proxy: table.or_null("proxy", proxy),
         extra: table.or("extra", Map::new(), |field| {
-            // Of a platform that could not be read nothing more is said.
-            let limited = platform.is_none_or(|p| is_subscription(p, account_type));
-            extra(field, limited)
+            extra(field, platform.map(|platform| (platform, account_type)))
         }),
         // What stands in for a bad name or platform is never seen: a mistake was noted.
         name: name.unwrap_or_default(),

@@ -8,7 +8,7 @@ use super::{amount, limit};
 use crate::config::check::timezone;
 use crate::config::field::Field;
 use crate::config::keys::nearest;
-use crate::domain::MessageQueueMode;
+use crate::domain::account::is_subscription;
 use crate::domain::account::options::{
     self, ANTHROPIC_PASSTHROUGH, BASE_RPM, CUSTOM_ERROR_CODES, CUSTOM_ERROR_CODES_ENABLED, DAYS,
     DURATION_MINUTES, FIXED, HOURS, IDLE_MINUTES, INTERCEPT_WARMUP_REQUESTS, MAX_SESSIONS,
@@ -20,6 +20,7 @@ use crate::domain::account::options::{
     USER_MSG_QUEUE_MODE, WINDOW_COST_LIMIT, WINDOW_COST_STICKY_RESERVE,
 };
 use crate::domain::account::soft_limits::RPM_STRATEGIES;
+use crate::domain::{AccountType, MessageQueueMode, Platform};
 
 /// Options of accounts that the specification names and that have no effect in this version.
 const LATER_OPTIONS: &[&str] = &[
@@ -44,8 +45,33 @@ const SOFT_LIMITS: [&str; 7] = [
     SESSION_IDLE_TIMEOUT_MINUTES,
 ];
 
-/// The options as written, of an account of a kind that has soft limits or not.
-pub(super) fn extra(field: &Field<'_>, has_soft_limits: bool) -> Option<Map<String, Value>> {
+/// Why an option never acts on accounts of this kind.
+fn not_used(key: &str, platform: Platform, account_type: AccountType) -> Option<&'static str> {
+    let by_token = is_subscription(platform, account_type);
+    match key {
+        _ if SOFT_LIMITS.contains(&key) && !by_token => {
+            Some("only anthropic accounts of type oauth and setup_token have such limits")
+        }
+        USER_MSG_QUEUE_MODE if !by_token => {
+            Some("only messages at anthropic accounts of type oauth and setup_token are queued")
+        }
+        MIXED_SCHEDULING
+            if (platform, account_type) != (Platform::Antigravity, AccountType::Upstream) =>
+        {
+            Some("only antigravity accounts of type upstream serve groups of another platform")
+        }
+        INTERCEPT_WARMUP_REQUESTS if matches!(platform, Platform::OpenAi | Platform::Gemini) => {
+            Some("only accounts that serve the Messages API get such requests")
+        }
+        _ => None,
+    }
+}
+
+/// The options as written, of an account of this kind; of a kind that could not be read nothing more is said.
+pub(super) fn extra(
+    field: &Field<'_>,
+    kind: Option<(Platform, AccountType)>,
+) -> Option<Map<String, Value>> {
     let pairs = field.pairs("options")?;
     let mut extra = Map::new();
     for (key, value) in &pairs {
@@ -53,10 +79,8 @@ pub(super) fn extra(field: &Field<'_>, has_soft_limits: bool) -> Option<Map<Stri
         if options::ALL.contains(key) {
             if !value.is_null() {
                 check(key, value);
-                if !has_soft_limits && SOFT_LIMITS.contains(key) {
-                    value.warn(
-                        "not used: only anthropic accounts of type oauth and setup_token have such limits",
-                    );
+                if let Some(why) = kind.and_then(|(platform, of)| not_used(key, platform, of)) {
+                    value.warn(format!("not used: {why}"));
                 }
             }
         } else if LATER_OPTIONS.contains(key) {

@@ -837,6 +837,54 @@ fn soft_limits_of_accounts_that_have_none_are_said() {
 }
 
 #[test]
+fn options_that_never_act_are_said() {
+    let options =
+        "{user_msg_queue_mode: serialize, mixed_scheduling: true, intercept_warmup_requests: true}";
+    let queue = "user_msg_queue_mode: not used: only messages at anthropic accounts of type oauth and setup_token are queued";
+    let mixed = "mixed_scheduling: not used: only antigravity accounts of type upstream serve groups of another platform";
+    let intercept = "intercept_warmup_requests: not used: only accounts that serve the Messages API get such requests";
+    let (key, token) = ("{api_key: k}", "{access_token: t}");
+    let relay = "{api_key: k, base_url: 'https://r'}";
+    for (platform, kind, credentials, said) in [
+        ("anthropic", "oauth", token, &[mixed][..]),
+        ("anthropic", "setup_token", token, &[mixed]),
+        ("anthropic", "api_key", key, &[queue, mixed]),
+        ("antigravity", "upstream", relay, &[queue]),
+        ("antigravity", "oauth", token, &[queue, mixed]),
+        ("openai", "api_key", key, &[queue, mixed, intercept]),
+        ("gemini", "api_key", key, &[queue, mixed, intercept]),
+    ] {
+        let account = |extra: &str| {
+            format!(
+                "accounts: [{{name: a, platform: {platform}, type: {kind}, credentials: {credentials}, extra: {extra}}}]"
+            )
+        };
+        let (resources, mut warnings) = read(&[&account(options)]).unwrap();
+        warnings.retain(|warning| !warning.contains("this version sends requests only"));
+        assert_eq!(
+            warnings.len(),
+            said.len(),
+            "{platform} {kind}\n{warnings:#?}"
+        );
+        for (warning, said) in warnings.iter().zip(said) {
+            assert!(warning.ends_with(said), "{platform} {kind}: {warning}");
+        }
+        assert_eq!(resources.accounts[0].extra.len(), 3, "they are stored");
+        // What is not given is not missed.
+        let nothing =
+            "{user_msg_queue_mode: null, mixed_scheduling: null, intercept_warmup_requests: null}";
+        let (_, mut warnings) = read(&[&account(nothing)]).unwrap();
+        warnings.retain(|warning| !warning.contains("this version sends requests only"));
+        assert_eq!(warnings, Vec::<String>::new(), "{platform} {kind}");
+    }
+    // Of an account whose platform cannot be read nothing is said but that.
+    let unknown = "accounts: [{name: a, platform: opneai, credentials: {api_key: k}, extra: {mixed_scheduling: true}}]";
+    let found = mistakes(&[unknown]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].contains(".platform: "), "{found:#?}");
+}
+
+#[test]
 fn rules_of_groups_that_nothing_meets_are_said() {
     let (_, warnings) = read(&[
         "groups:\n- {name: a, platform: anthropic, fallback_group: b, min_client_version: 1.2.3, max_client_version: 1.2.3,\n\
