@@ -228,7 +228,7 @@ impl App {
             Ok::<_, AppError>((store, directory, keeper, kept))
         })?;
         let quotas = AccountQuotas::loaded(kept.account_usage, &directory);
-        let window_costs = WindowCosts::loaded(kept.costs);
+        let window_costs = WindowCosts::loaded(kept.costs, Utc::now());
         let snapshot = Snapshot::new(directory, &prices.load());
         let (journal, mut recovered) =
             Journal::open(journal_options(&config, kept.database), kept.applied)?;

@@ -56,12 +56,12 @@ pub fn take_up(
     // In the order in which the database will get them.
     for record in &recovered.settled {
         book.restore(record);
-        costs.count(record);
+        costs.count(record, now);
     }
     for unfinished in recovered.unfinished {
         let record = Arc::new(settle(unfinished, snapshot, reservation, now));
         book.restore(&record);
-        costs.count(&record);
+        costs.count(&record, now);
         journal.settled(record);
     }
 }

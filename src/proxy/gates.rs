@@ -134,7 +134,7 @@ impl Known {
             None => (Money::ZERO, now),
             Some(_) => {
                 let span = counted_in(state.session_window(id), now);
-                (self.rooms.window_costs.since(id, span.start), span.end)
+                (self.rooms.window_costs.since(id, span.start, now), span.end)
             }
         };
         let room = match (session_limit(account), self.session) {

@@ -375,7 +375,7 @@ impl Settlement {
             record.charge = hold.settle(record.charge, record.settled_at());
         }
         count(&self.rooms, &record);
-        self.rooms.window_costs.count(&record);
+        self.rooms.window_costs.count(&record, Utc::now());
         let record = Arc::new(record);
         self.rooms.journal.settled(record.clone());
         self.room = None;

@@ -10,6 +10,9 @@ use crate::domain::AccountId;
 
 /// Bits of the count in a counter; above them stands the minute.
 const COUNT_BITS: u32 = 32;
+/// Minutes by which requests may come with clocks behind the one that began a minute. What was counted further ahead
+/// was counted by a clock that has been set back since.
+const BEHIND: u64 = 2;
 
 /// A counter for each account that has been asked.
 pub(super) struct Rpm {
@@ -29,7 +32,9 @@ impl Rpm {
         let make = || Arc::new(AtomicU64::new(0));
         self.counters.with(account.0, make, |counter| {
             let next = |known: u64| match known >> COUNT_BITS {
-                known_minute if known_minute >= minute => Some(known.saturating_add(1)),
+                known_minute if (minute..=minute + BEHIND).contains(&known_minute) => {
+                    Some(known.saturating_add(1))
+                }
                 _ => Some(minute << COUNT_BITS | 1),
             };
             // `next` never declines.
@@ -77,5 +82,33 @@ mod tests {
         // A clock that is a little behind counts into the minute that has begun.
         rpm.count(a, at(59));
         assert_eq!(rpm.of(a, at(61)), 2);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_counts_in_its_own_minute() {
+        let at = |minute: i64| DateTime::from_timestamp(1_800_000_000 + 60 * minute, 0).unwrap();
+        let account = AccountId(1);
+        // Counted by a clock so many minutes ahead; then twice in minute 0; what is known of either.
+        for (ahead, known_ahead, known) in [
+            (0, 3, 3),
+            (1, 3, 0),
+            (2, 3, 0),
+            (3, 0, 2),
+            (60, 0, 2),
+            (60 * 24 * 365, 0, 2),
+            // One that was set forward.
+            (-1, 0, 2),
+            (-60, 0, 2),
+        ] {
+            let rpm = Rpm::new();
+            rpm.count(account, at(ahead));
+            rpm.count(account, at(0));
+            rpm.count(account, at(0));
+            assert_eq!(
+                (rpm.of(account, at(ahead)), rpm.of(account, at(0))),
+                (known_ahead, known),
+                "{ahead}"
+            );
+        }
     }
 }

@@ -189,7 +189,7 @@ async fn start(
 
 async fn costs(store: &Store) -> WindowCosts {
     let costs = store.costs_by_minute(Platform::Anthropic, DateTime::UNIX_EPOCH);
-    WindowCosts::loaded(costs.await.unwrap())
+    WindowCosts::loaded(costs.await.unwrap(), now())
 }
 
 fn copy(from: &Path, to: &Path, cut: u64) {
@@ -255,7 +255,7 @@ proptest! {
             copy(&original, &folder, cut);
             let (book, window) = start(&store, &folder, None).await;
             // What memory has counted is what the next start will find.
-            let sum = |costs: &WindowCosts| costs.since(AccountId(1), DateTime::UNIX_EPOCH);
+            let sum = |costs: &WindowCosts| costs.since(AccountId(1), DateTime::UNIX_EPOCH, now());
             prop_assert_eq!(sum(&window), sum(&costs(&store).await));
             let once = contents(&store).await;
             prop_assert_eq!(book.balance(UserId(1)), store.balances().await.unwrap()[0].1);
