@@ -1,5 +1,6 @@
 //! Requests that a client makes for itself (warm-up, titles, probes), for accounts whose operator has them answered
-//! here (SPEC 9.7, 9.7a): nothing goes upstream, nothing is charged, there is no record.
+//! here (SPEC 9.7, 9.7a): nothing goes upstream and nothing is charged. There is no record, but of an account that was
+//! asked before and failed.
 //!
 //! Asked twice. Once the user's slot is held, the account that the request would go to is looked at: mostly that
 //! settles it, before money is set aside or an account's slot is waited for. And when an account is chosen in the end:
