@@ -621,6 +621,12 @@ async fn a_limited_account_says_when_to_come_back(dialect: Dialect) {
         (reply.status, reply.header("retry-after")),
         (429, Some("200"))
     );
+    // What the last one said is noted when the client has its answer.
+    gateway
+        .wait("limited", || {
+            gateway.run_json(&["accounts", "show", "a2", "--json"])["status"] == "rate_limited"
+        })
+        .await;
     // All cool down: the first to come back counts, and none is asked.
     for is_stream in [true, false] {
         let request = dialect.request("fake-text", is_stream, KEY);
