@@ -67,6 +67,18 @@ impl Repairs {
     /// The repair for a request that was answered so, and the edits of its body that it takes. It is used up by
     /// that. `None` where another answer than this one is not to be expected: pass it on.
     pub fn take(&mut self, status: u16, answer: &[u8], request: &[u8]) -> Option<(Repair, Edits)> {
+        self.take_within(status, answer, request, BUDGET_MAX_TOKENS)
+    }
+
+    /// [`Repairs::take`] for a model whose answers have at most `most` tokens: no limit is raised beyond that, and no
+    /// budget to where nothing could follow it.
+    pub fn take_within(
+        &mut self,
+        status: u16,
+        answer: &[u8],
+        request: &[u8],
+        most: u64,
+    ) -> Option<(Repair, Edits)> {
         let repair = wanted(status, answer)?;
         let allowed = match repair {
             Repair::Signature => &mut self.signature,
@@ -77,7 +89,8 @@ impl Repairs {
         }
         let edits = match repair {
             Repair::Signature => without_thinking(request),
-            Repair::Budget => with_budget(request),
+            Repair::Budget if most <= BUDGET_TOKENS => return None,
+            Repair::Budget => with_budget(request, BUDGET_MAX_TOKENS.min(most)),
         };
         let edits = edits.ok().filter(|edits| !edits.is_empty())?;
         Some((repair, edits))
@@ -297,7 +310,7 @@ fn block<'a>(cursor: &mut Cursor<'a>) -> Result<Block<'a>, Malformed> {
 }
 
 /// A budget that any model with budgets takes, and an output limit that has room for it.
-fn with_budget(request: &[u8]) -> Result<Edits, Malformed> {
+fn with_budget(request: &[u8], most: u64) -> Result<Edits, Malformed> {
     let mut edits = Edits::default();
     let mut cursor = Cursor::new(request);
     if !cursor.object()? {
@@ -325,7 +338,7 @@ fn with_budget(request: &[u8]) -> Result<Edits, Malformed> {
         && let Some((spans, limit)) = numbers(request, b"max_tokens")?
         && limit <= BUDGET_TOKENS as f64
     {
-        edits.number(&spans, BUDGET_MAX_TOKENS);
+        edits.number(&spans, most);
     }
     Ok(edits)
 }

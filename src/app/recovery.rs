@@ -16,6 +16,7 @@ use crate::billing::quote::{Quote, Used};
 use crate::billing::window_cost::WindowCosts;
 use crate::config::Reservation;
 use crate::domain::{BillingType, Money, Platform, UsageRecord, UsageSource};
+use crate::proxy::failover::TOO_LONG;
 use crate::proxy::snapshot::Snapshot;
 
 /// Takes up what was left. Nothing serves yet; `now` is when the unfinished requests are taken to have
@@ -100,7 +101,13 @@ fn settle(
         return record;
     };
     // Whether its conversation was bound to the account it left is not in the journal: in doubt for the user.
-    if record.account_switches > 0 && directory.rules(record.group_id).forced_cache_billing {
+    // A change of group is no change of account within one.
+    let to_group = record
+        .trail
+        .iter()
+        .any(|attempt| attempt.result == TOO_LONG);
+    let switches = record.account_switches.saturating_sub(to_group.into());
+    if switches > 0 && directory.rules(record.group_id).forced_cache_billing {
         record.tokens = record.tokens.with_input_from_cache();
     }
     let quote = Quote::new(

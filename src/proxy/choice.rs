@@ -183,8 +183,12 @@ pub async fn fits_still(ctx: &mut Context, choice: &mut Choice) -> bool {
     let view = View::new(ctx, &principal, &asked).await;
     let id = choice.account.id;
     let request = view.request(ctx, &asked, &ctx.tries.excluded);
-    let fit = view.pool.fit(id, &view.conditions, request);
-    let member = view.pool.member(id).filter(|_| !matches!(fit, Fit::No(_)));
+    let is_retry = ctx.tries.again.is_some_and(|again| again.account == id);
+    let fits = match is_retry {
+        true => view.serves_again(id, request),
+        false => !matches!(view.pool.fit(id, &view.conditions, request), Fit::No(_)),
+    };
+    let member = view.pool.member(id).filter(|_| fits);
     let account = member.map(|member| member.account.clone());
     let fits = account.is_some();
     choice.account = account.unwrap_or_else(|| choice.account.clone());
@@ -336,12 +340,11 @@ impl View {
         !matches!(self.pool.fit(id, &self.conditions, request), Fit::No(_))
     }
 
-    /// Whether the request's conversation has an account, among all or among those that are routed to.
-    async fn is_bound(&self, ctx: &Context, asked: &Asked) -> bool {
+    /// Whether the request's conversation has an account among those that its model is routed to.
+    async fn is_bound_by_route(&self, ctx: &Context, asked: &Asked) -> bool {
         let routed = self.routed.as_ref().zip(asked.sticky_key);
         let routed = routed.map(|((_, pattern), key)| routed_key(key, pattern));
-        self.bound_account(ctx, asked.sticky_key).await.is_some()
-            || self.bound_account(ctx, routed).await.is_some()
+        self.bound_account(ctx, routed).await.is_some()
     }
 
     /// When the first account of the pool may serve the request that does not now, for a request in line.
@@ -506,17 +509,6 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         return going_on(ctx, &view, request, id).await;
     }
 
-    let mut among = match view.among(&asked, request) {
-        Ok(among) => among,
-        Err(none) => {
-            let reply = no_account(ctx, none, view.now);
-            return Err(unserved(ctx, reply));
-        }
-    };
-    let has_others = among.has_others;
-    // Whom a conversation that has to leave its account can go to now.
-    let has_others_here = among.candidates.more_than_one();
-
     // The account that is tried again, if its slot was kept for it or it has room: else the choice is as free as before.
     if let Some(again) = ctx.tries.again
         && let Some(member) = view.pool.member(again.account)
@@ -528,6 +520,11 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     {
         let account = member.account.clone();
         ctx.rooms.scheduler.health().chosen(account.id, view.now);
+        let others = |among: Among<'_>| {
+            let mut members = among.candidates.everyone(2).into_iter();
+            among.has_others || members.any(|member| member.id() != account.id)
+        };
+        let has_others = view.among(&asked, request).is_ok_and(others);
         let found = Found {
             layer: Layer::Again,
             ..Found::default()
@@ -537,13 +534,25 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         ));
     }
 
+    let mut among = match view.among(&asked, request) {
+        Ok(among) => among,
+        Err(none) => {
+            let reply = no_account(ctx, none, view.now);
+            return Err(unserved(ctx, reply));
+        }
+    };
+    let has_others = among.has_others;
+    // Whom a conversation that has to leave its account can go to now.
+    let has_others_here = among.candidates.more_than_one();
+
     // Sticky: the account that has this conversation in its prompt cache.
     let mut binds = true;
     let mut session_hit = false;
     let bound = view.bound_among(ctx, &asked, &among).await;
     if ctx.tries.was_bound.is_none() {
-        let elsewhere = view.routed.is_some() && view.is_bound(ctx, &asked).await;
-        ctx.tries.was_bound = Some(bound.is_some() || elsewhere);
+        // Where none of those that are routed to can be asked it may still be bound to one of them.
+        let routed = among.layer != Layer::Routed && view.is_bound_by_route(ctx, &asked).await;
+        ctx.tries.was_bound = Some(bound.is_some() || routed);
     }
     if let Some(id) = bound {
         session_hit = true;

@@ -235,6 +235,7 @@ impl Tries {
         self.switches = 0;
         self.again = None;
         self.waited_for_bound = false;
+        self.was_bound = None;
     }
 
     /// Changes of account in the whole request.

@@ -216,7 +216,7 @@ fn go_on(ctx: &mut Context, ended: &EndedAttempt, next: Next, mut failure: Failu
 /// The result of an attempt after which the request was mended.
 const REPAIRED: &str = "repaired";
 /// The result of an attempt after which the request went on in another group.
-const TOO_LONG: &str = "prompt_too_long";
+pub const TOO_LONG: &str = "prompt_too_long";
 
 /// How long to wait before an account that has been tried again `retries` times is so once more;
 /// `None` = it is not.

@@ -363,7 +363,7 @@ async fn admit(
     match in_line(session, ctx, exchange, wait, std::future::pending()).await {
         Ok(Lined::Granted(lease)) => {
             ctx.user_lease = Some(lease);
-            // Time has passed: what the operator has changed meanwhile counts.
+            // Time has passed: what the operator has changed of accounts meanwhile counts.
             ctx.snapshot = ctx.rooms.snapshot.load_full();
         }
         Ok(Lined::LineFull) => return Err(errors::too_many_pending().into()),

@@ -196,7 +196,7 @@ pub async fn reserve_anew(
 }
 
 /// Replaces what is held for a request that now may cost `bound`, at once or not at all. At least `least_output` tokens
-/// of an answer must be payable, and within what the model writes; `asked_for` of them the request asks for.
+/// of an answer must be payable.
 ///
 /// # Errors
 /// The hold as it was: it cannot be paid for now.
@@ -204,17 +204,16 @@ pub fn raise(
     billing: &BillingConfig,
     principal: &Principal,
     bound: &Bound,
-    (least_output, asked_for): (u64, u64),
+    least_output: u64,
     hold: Hold,
 ) -> Result<(Hold, Option<u64>), Box<Hold>> {
-    if bound.output_tokens < least_output {
-        // The model writes no answer as long as that.
-        return Err(Box::new(hold));
-    }
     let question = ask_for(principal, billing, bound);
     let question = Ask {
         least: match question.mode {
-            Reservation::Strict => question.least.max(bound.total(least_output)),
+            Reservation::Strict => {
+                let output = bound.output_tokens.min(least_output);
+                question.least.max(bound.total(output))
+            }
             Reservation::Available | Reservation::None => question.least,
         },
         // There is no waiting here.
@@ -224,9 +223,7 @@ pub fn raise(
     match hold.replace(&question, Utc::now()) {
         Ok(hold) => {
             let output_limit = lowered(billing, bound, hold.amount());
-            // No more than the model writes: it was not the client who asked for it.
-            let output_limit = output_limit.or(Some(bound.output_tokens));
-            Ok((hold, output_limit.filter(|limit| *limit < asked_for)))
+            Ok((hold, output_limit))
         }
         Err(denied) => Err(Box::new(denied.0)),
     }

@@ -66,7 +66,10 @@ pub async fn choose(session: &mut Session, ctx: &mut Context) -> Result<Attempt>
         };
         let turn = match queue(session, ctx, &mut choice).await? {
             Queued::Go(turn) => turn,
-            Queued::Elsewhere => continue,
+            Queued::Elsewhere => {
+                ctx.tries.again = None;
+                continue;
+            }
         };
         let started = Instant::now();
         let ended = EndedAttempt {

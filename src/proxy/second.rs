@@ -11,6 +11,7 @@ use super::context::{Asked, Context};
 use super::exchange::{Failure, HeldBody, Judged};
 use super::settlement::Settlement;
 use crate::auth::Principal;
+use crate::billing::price_map::Prices;
 use crate::domain::{Group, Platform};
 use crate::providers::anthropic;
 
@@ -22,8 +23,10 @@ const IN_STREAM: u16 = 400;
 pub struct SecondChances {
     repairs: Repairs,
     fallback: Option<Arc<Group>>,
-    /// The output limits that a changed budget has taken the place of: the client's, and ours below it.
-    own_limits: Option<(u64, Option<u64>)>,
+    /// The client's output limit, where a changed budget has taken its place.
+    own_limit: Option<u64>,
+    /// What models are known to write at most.
+    prices: Option<Arc<Prices>>,
 }
 
 /// A request whose body has been mended.
@@ -44,7 +47,8 @@ impl Default for SecondChances {
                 budget: false,
             },
             fallback: None,
-            own_limits: None,
+            own_limit: None,
+            prices: None,
         }
     }
 }
@@ -62,8 +66,17 @@ impl SecondChances {
                 budget: allowed.budget && !counts,
             },
             fallback: fallback.filter(|_| !counts).cloned(),
-            own_limits: None,
+            own_limit: None,
+            prices: Some(ctx.snapshot.prices.clone()),
         }
+    }
+
+    /// The most tokens that an answer of a model can have, as far as is known.
+    fn most_output(&self, model: &str) -> u64 {
+        let known = self.prices.as_ref().and_then(|prices| prices.lookup(model));
+        known
+            .and_then(|model| model.max_output_tokens)
+            .unwrap_or(u64::MAX)
     }
 
     /// The group in which a request refused like this goes on.
@@ -91,9 +104,12 @@ impl SecondChances {
             return None;
         }
         let status = failure.status.unwrap_or(IN_STREAM);
-        let (repair, mut edits) = self.repairs.take(status, &failure.body, &body.bytes)?;
-        let limits = self.own_limits.take();
-        if let (Repair::Signature, Some((limit, _))) = (repair, limits) {
+        let most = self.most_output(account.upstream_model(&judged.asked.model));
+        let (repair, mut edits) =
+            self.repairs
+                .take_within(status, &failure.body, &body.bytes, most)?;
+        let own_limit = self.own_limit.take();
+        if let (Repair::Signature, Some(limit)) = (repair, own_limit) {
             // Without thinking there is no budget that the answer had to be longer than.
             edits.number(&judged.asked.output_limit_spans, limit);
         }
@@ -107,18 +123,16 @@ impl SecondChances {
         let paid = asked.and_then(|asked| match (repair, settlement) {
             (Repair::Budget, Some(settlement)) => {
                 // Thinking is part of the answer, and something has to follow it.
-                let raised = settlement.raise(&asked, BUDGET_TOKENS + 1).ok()?;
-                let limit = judged.asked.demand.max_output_tokens;
-                self.own_limits = limit.map(|limit| (limit, *output_limit));
-                *output_limit = raised;
+                let before = *output_limit;
+                *output_limit = settlement.raise(&asked, BUDGET_TOKENS + 1, before).ok()?;
+                self.own_limit = judged.asked.demand.max_output_tokens;
                 Some(asked)
             }
             // It only gets shorter.
             (Repair::Signature, Some(settlement)) => {
                 settlement.mended(&asked);
-                if let Some((_, lowered)) = limits {
-                    *output_limit = lowered;
-                }
+                // What is held pays for so much; the client's own limit may be below it.
+                *output_limit = output_limit.filter(|held| own_limit.is_none_or(|own| *held < own));
                 Some(asked)
             }
             (_, None) => Some(asked),

@@ -90,7 +90,7 @@ pub struct Settlement {
     draft: Option<Box<Draft>>,
     /// The attempt that runs, which is not on the trail yet.
     running: Option<(String, Instant)>,
-    /// Its conversation had an account, and it went to another one, perhaps of another group.
+    /// Its conversation had an account in the group that serves it, and it went to another one.
     left_its_account: bool,
     cut: bool,
     failed: bool,
@@ -176,7 +176,7 @@ impl Settlement {
                 reserved,
             }),
         };
-        self.left_its_account = tries.was_bound == Some(true) && tries.all_switches() > 0;
+        self.left_its_account = tries.was_bound == Some(true) && tries.switches > 0;
         draft.record.attempts = tries.attempts;
         draft.record.account_switches = tries.all_switches();
         draft.record.trail.clone_from(&tries.trail);
@@ -226,16 +226,20 @@ impl Settlement {
     }
 
     /// The request goes on with another body, which may cost more: what is held is raised to that. Gives the output
-    /// limit that it then has to be sent with.
+    /// limit that it then has to be sent with; `before` is the one that it was sent with.
     ///
     /// # Errors
     /// An answer of `least_output` tokens cannot be paid for; nothing has changed.
-    pub fn raise(&mut self, asked: &Arc<Asked>, least_output: u64) -> Result<Option<u64>, Unpaid> {
+    pub fn raise(
+        &mut self,
+        asked: &Arc<Asked>,
+        least_output: u64,
+        before: Option<u64>,
+    ) -> Result<Option<u64>, Unpaid> {
         let mut output_limit = None;
         if let Some(hold) = self.hold.take() {
             let terms = self.next.as_ref().unwrap_or(&self.terms);
             let billing = &self.config.billing;
-            let asked_for = asked.demand.max_output_tokens.unwrap_or(u64::MAX);
             let bound = money::bound(
                 &self.snapshot.directory,
                 billing,
@@ -245,17 +249,11 @@ impl Settlement {
                 asked,
                 self.arrived,
             );
-            match money::raise(
-                billing,
-                &terms.principal,
-                &bound,
-                (least_output, asked_for),
-                hold,
-            ) {
+            match money::raise(billing, &terms.principal, &bound, least_output, hold) {
                 Ok((hold, limit)) => {
                     self.hold = Some(hold);
                     output_limit = limit;
-                    if limit.is_some() {
+                    if limit.is_some() && before.is_none() {
                         self.rooms.metrics.outputs_lowered.inc();
                     }
                 }

@@ -553,8 +553,9 @@ async fn a_mended_request_may_go_on_and_a_key_of_the_other_group_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_group_that_charges_says_whether_a_lost_cache_is_paid_for() {
     let (first, long) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let other = FakeUpstream::start().await;
     for (of_main, of_long) in [(false, true), (true, false)] {
-        let gateway = groups(&[&first], &[&long])
+        let gateway = groups(&[&first], &[&long, &other])
             .resources(|all| {
                 all["groups"][0]["forced_cache_billing"] = json!(of_main);
                 all["groups"][1]["forced_cache_billing"] = json!(of_long);
@@ -562,22 +563,24 @@ async fn the_group_that_charges_says_whether_a_lost_cache_is_paid_for() {
             .start()
             .await;
         let asked = sticky(body(false));
-        first.push_all([answer(false), refused()]);
-        long.push(answer(false));
-        for _ in 0..2 {
+        // Bound in both groups; then at home in the second; then away from home there.
+        first.push_all([answer(false), refused(), refused(), refused()]);
+        let failed = Answer::anthropic_error(500, "no");
+        long.push_all([answer(false), answer(false), failed]);
+        other.push(answer(false));
+        for turn in 1..=4 {
             let reply = send(&gateway, &post(&asked)).await;
             assert_eq!(reply.status, 200, "{}", reply.text());
+            gateway.wait_records(turn).await;
         }
-        let records = gateway.wait_records(2).await;
-        let of_group = |group: &str| records.iter().find(|r| r["group"] == group).unwrap();
-        let (bound, went) = (of_group("main"), of_group("long"));
-        assert_eq!(went["input_tokens"] == 0, of_long, "{went:#}");
-        assert_ne!(bound["input_tokens"], 0);
-        let sum = |record: &Value| {
+        let records = gateway.wait_records(4).await;
+        let away = |record: &&Value| record["account"] == "long2";
+        for record in &records {
             let of = |field: &str| record[field].as_u64().unwrap();
-            of("input_tokens") + of("cache_read_tokens")
-        };
-        assert_eq!(sum(went), sum(bound));
+            let as_cached = of("input_tokens") == 0;
+            assert_eq!(as_cached, of_long && away(&record), "{record:#}");
+        }
+        assert_eq!(records.iter().filter(away).count(), 1);
     }
 }
 
@@ -622,4 +625,46 @@ async fn an_account_of_both_groups_is_not_asked_the_same_again() {
     let reply = send(&gateway, &post(&body(false))).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!((first.requests().len(), long.requests().len()), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_there_bounds_a_request_that_was_mended_before() {
+    let (first, long) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let gateway = groups(&[&first], &[&long])
+        .set("BILLING__RESERVATION", "strict")
+        .resources(|all| all["users"][0]["balance"] = json!("1.2"))
+        .start()
+        .await;
+    let mut asked = body(false);
+    asked["max_tokens"] = json!(60_000);
+    asked["thinking"] = json!({ "type": "enabled", "budget_tokens": 2048 });
+    asked["messages"] = json!([
+        { "role": "user", "content": "hi" },
+        { "role": "assistant", "content": [
+            { "type": "thinking", "thinking": "Hm.", "signature": "c2ln" },
+            { "type": "text", "text": "Hello" },
+        ]},
+        { "role": "user", "content": "go on" },
+    ]);
+    let no = |words: &str| Answer::anthropic_error(400, words);
+    first.push_all([
+        no("`max_tokens` must be greater than `thinking.budget_tokens`"),
+        refused(),
+    ]);
+    long.push_all([
+        no("messages.1.content.0: Invalid `signature` in `thinking` block"),
+        answer(false),
+    ]);
+    let reply = send(&gateway, &post(&asked)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let limits: Vec<u64> = long
+        .requests()
+        .iter()
+        .map(|request: &Received| request.json()["max_tokens"].as_u64().unwrap())
+        .collect();
+    // Twice the price: 1.2 USD pay for 40,000 less the input.
+    assert_eq!(limits.len(), 2);
+    for limit in limits {
+        assert!((32_001..40_000).contains(&limit), "{limit}");
+    }
 }

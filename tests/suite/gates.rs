@@ -509,3 +509,52 @@ async fn an_answer_that_lets_in_ends_a_limit() {
         .await;
     assert!(gateway.logged().contains("account is back"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_that_closes_during_an_attempt_does_not_keep_the_next_one_out() {
+    // What is refused, how often, and how the account takes messages of users.
+    let repaired = "messages.1.content.0: Invalid `signature` in `thinking` block";
+    let rows = [
+        (400, repaired, "off", 1),
+        (400, repaired, "throttle", 1),
+        (400, repaired, "serialize", 2),
+        (403, "for a moment", "off", 1),
+        (403, "for a moment", "serialize", 2),
+    ];
+    for (status, words, queue, accounts) in rows {
+        let upstream = FakeUpstream::start().await;
+        let limit = json!({
+            "window_cost_limit": "0.0001", "window_cost_sticky_reserve": 0, "user_msg_queue_mode": queue,
+        });
+        let gateway = setup(&upstream, &vec![limit; accounts])
+            .set("GATEWAY__INNER_RETRIES", "always")
+            .set("GATEWAY__USER_MESSAGE_QUEUE__WAIT_MS", 2000)
+            .start()
+            .await;
+        let gate = Gate::new();
+        upstream.push(Answer::anthropic_error(status, words).after(&gate));
+        let thought = json!({ "messages": [
+            { "role": "user", "content": "hi" },
+            { "role": "assistant", "content": [
+                { "type": "thinking", "thinking": "Hm.", "signature": "c2ln" },
+                { "type": "text", "text": "Hello" },
+            ]},
+            { "role": "user", "content": "go on" },
+        ]});
+        let running = Call::send(&gateway, Protocol::H1, &post("", KEY, thought)).await;
+        gate.wait_reached(1).await;
+        // No message of a user's: it does not wait for the one that is under way.
+        let other = json!({ "messages": [
+            { "role": "user", "content": "hi" }, { "role": "assistant", "content": "I" },
+        ]});
+        let other = post("", KEY, other);
+        let reply = gateway.h1().await.request(&other).await.unwrap();
+        assert_eq!((reply.status, last(&upstream)), (200, "a1".to_owned()));
+        gate.open();
+        let (answered, text) = running.answer().await;
+        let case = format!("{status} {queue} {accounts}");
+        assert_eq!(answered, 200, "{case}: {text:?}");
+        assert_eq!(last(&upstream), "a1", "{case}");
+        assert_eq!(upstream.requests().len(), 3, "{case}");
+    }
+}

@@ -495,6 +495,14 @@ async fn a_budget_is_raised_no_further_than_the_model_writes() {
     let sent = bodies(&upstream);
     assert_eq!(sent[1]["thinking"]["budget_tokens"], 32_000);
     assert_eq!(sent[1]["max_tokens"], 40_000);
-    let header = reply.header("x-tollgate-max-output-tokens");
-    assert_eq!(header, Some("40000"));
+    // It is not what can be paid for that bounds it.
+    assert_eq!(reply.header("x-tollgate-max-output-tokens"), None);
+    // A limit of the client's own that has room for it stays.
+    upstream.forget();
+    upstream.push_all([refused(BUDGET), answer(false)]);
+    let mut long = asked("claude-middle");
+    long["max_tokens"] = json!(50_000);
+    let reply = send(&gateway, &post(&long)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(bodies(&upstream)[1]["max_tokens"], 50_000);
 }
