@@ -22,7 +22,7 @@ pub fn is_prompt_too_long(status: u16, body: &[u8]) -> bool {
     }
     let text = Said::by_body(body).text.unwrap_or_default().to_lowercase();
     let says = |words: &&str| text.contains(*words);
-    WORDS.iter().any(|words| says(words)) || TOGETHER.iter().all(|words| says(words))
+    WORDS.iter().any(says) || TOGETHER.iter().all(says)
 }
 
 #[cfg(test)]
