@@ -15,7 +15,7 @@ use crate::billing::pricing::ServiceTier;
 use crate::billing::quote::{Quote, Used};
 use crate::billing::window_cost::WindowCosts;
 use crate::config::Reservation;
-use crate::domain::{BillingType, Money, Platform, UsageRecord, UsageSource};
+use crate::domain::{AttemptTrace, BillingType, Money, Platform, UsageRecord, UsageSource};
 use crate::proxy::failover::TOO_LONG;
 use crate::proxy::snapshot::Snapshot;
 
@@ -101,13 +101,7 @@ fn settle(
         return record;
     };
     // Whether its conversation was bound to the account it left is not in the journal: in doubt for the user.
-    // A change of group is no change of account within one.
-    let to_group = record
-        .trail
-        .iter()
-        .any(|attempt| attempt.result == TOO_LONG);
-    let switches = record.account_switches.saturating_sub(to_group.into());
-    if switches > 0 && directory.rules(record.group_id).forced_cache_billing {
+    if left_its_account(&record) && directory.rules(record.group_id).forced_cache_billing {
         record.tokens = record.tokens.with_input_from_cache();
     }
     let quote = Quote::new(
@@ -135,6 +129,18 @@ fn settle(
     record.billing_mode = priced.mode;
     record.billing_tier = priced.billing_tier;
     record
+}
+
+/// Whether a request went to more than one account of the group that serves it.
+fn left_its_account(record: &UsageRecord) -> bool {
+    let into_group = |attempt: &AttemptTrace| attempt.result == TOO_LONG;
+    match record.trail.iter().rposition(into_group) {
+        None => record.account_switches > 0,
+        Some(entered) => {
+            let mut since = record.trail[entered + 1..].iter();
+            since.any(|attempt| attempt.account != record.account)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -537,6 +537,19 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     let mut among = match view.among(&asked, request) {
         Ok(among) => among,
         Err(none) => {
+            // Nobody is let in but who was before: that account is waited for.
+            if let Some(again) = ctx.tries.again
+                && let Some(member) = view.pool.member(again.account)
+                && view.serves_again(again.account, request)
+            {
+                return Ok(Look::Full(Full {
+                    wants: vec![member.want()],
+                    binds: false,
+                    key: None,
+                    layer: Layer::Again,
+                    returns_at: None,
+                }));
+            }
             let reply = no_account(ctx, none, view.now);
             return Err(unserved(ctx, reply));
         }
