@@ -20,8 +20,8 @@ use crate::auth::Principal;
 use crate::domain::{Account, AccountId, Conditions};
 use crate::scheduler::sticky::{sticky, waits};
 use crate::scheduler::{
-    Candidates, Decision, Fit, Gates, Layer, Need, NoAccount, Pool, Request, Seed, Stage, Sticky,
-    Unfit,
+    Candidates, Decision, Fit, Gates, Layer, Member, Need, NoAccount, Pool, Request, Seed, Stage,
+    Sticky, Unfit,
 };
 use crate::state::{Lease, MAX_LINES, Slot, StateError, Want};
 
@@ -148,22 +148,21 @@ async fn granted(ctx: &mut Context, lease: Lease, full: &Full) -> Option<Choice>
     let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
-    if matches!(view.pool.fit(id, &view.conditions, request), Fit::No(_)) {
-        return None;
-    }
-    let among = view.among(&asked, request).ok()?;
-    let candidates = &among.candidates;
-    let account = view.pool.member(id)?.account.clone();
-    if !view.takes(ctx, &account, candidates.last_resort()).await {
+    let account = view.fit_member(ctx, id, request)?.account.clone();
+    // Nobody else may be let in.
+    let among = view.among(&asked, request).ok();
+    let candidates = among.as_ref().map(|among| &among.candidates);
+    let last_resort = candidates.is_none_or(|candidates| candidates.last_resort());
+    if !view.takes(ctx, &account, last_resort).await {
         return None;
     }
     let required = full.layer == Layer::PreviousResponse;
-    let has_others = !required && among.has_others;
+    let has_others = !required && among.as_ref().is_some_and(|among| among.has_others);
     let found = Found {
         layer: full.layer,
         previous_hit: required,
         session_hit: full.layer == Layer::Session,
-        candidates: candidates.everyone(MAX_LINES).len(),
+        candidates: candidates.map_or(0, |candidates| candidates.everyone(MAX_LINES).len()),
         ..Found::default()
     };
     drop(among);
@@ -183,16 +182,11 @@ pub async fn fits_still(ctx: &mut Context, choice: &mut Choice) -> bool {
     let view = View::new(ctx, &principal, &asked).await;
     let id = choice.account.id;
     let request = view.request(ctx, &asked, &ctx.tries.excluded);
-    let is_retry = ctx.tries.again.is_some_and(|again| again.account == id);
-    let fits = match is_retry {
-        true => view.serves_again(id, request),
-        false => !matches!(view.pool.fit(id, &view.conditions, request), Fit::No(_)),
+    let Some(member) = view.fit_member(ctx, id, request) else {
+        return false;
     };
-    let member = view.pool.member(id).filter(|_| fits);
-    let account = member.map(|member| member.account.clone());
-    let fits = account.is_some();
-    choice.account = account.unwrap_or_else(|| choice.account.clone());
-    fits
+    choice.account = member.account.clone();
+    true
 }
 
 /// What every layer looks at.
@@ -284,9 +278,10 @@ impl View {
         };
         if view.pool.has_gates() {
             // Whom a gate lets in depends on where the conversation is bound, among routed accounts and among all.
-            let routed = view.routed.as_ref().zip(asked.sticky_key);
-            let routed = routed.map(|((_, pattern), key)| routed_key(key, pattern));
-            for key in [asked.sticky_key, routed].into_iter().flatten() {
+            for key in [asked.sticky_key, view.key_by_route(asked)]
+                .into_iter()
+                .flatten()
+            {
                 let bound = view.bound_account(ctx, Some(key)).await;
                 view.bound.push((key, bound));
             }
@@ -331,20 +326,27 @@ impl View {
         joined
     }
 
-    /// Whether the account that is tried again still may be. Its gates have let this request in before.
-    fn serves_again(&self, id: AccountId, request: Request<'_>) -> bool {
-        let request = Request {
-            gates: Gates::default(),
-            ..request
+    /// The account, if it may serve the request. The one that is tried again passes no gate anew: it has let this
+    /// request in before.
+    fn fit_member(&self, ctx: &Context, id: AccountId, request: Request<'_>) -> Option<&Member> {
+        let gates = match ctx.tries.again {
+            Some(again) if again.account == id => Gates::default(),
+            _ => request.gates,
         };
-        !matches!(self.pool.fit(id, &self.conditions, request), Fit::No(_))
+        let request = Request { gates, ..request };
+        let fit = self.pool.fit(id, &self.conditions, request);
+        self.pool.member(id).filter(|_| !matches!(fit, Fit::No(_)))
     }
 
-    /// Whether the request's conversation has an account among those that its model is routed to.
-    async fn is_bound_by_route(&self, ctx: &Context, asked: &Asked) -> bool {
-        let routed = self.routed.as_ref().zip(asked.sticky_key);
-        let routed = routed.map(|((_, pattern), key)| routed_key(key, pattern));
-        self.bound_account(ctx, routed).await.is_some()
+    /// The account that is tried again, if it still may serve the request.
+    fn again(&self, ctx: &Context, request: Request<'_>) -> Option<&Member> {
+        self.fit_member(ctx, ctx.tries.again?.account, request)
+    }
+
+    /// Under which the request's conversation is bound among those that its model is routed to.
+    fn key_by_route(&self, asked: &Asked) -> Option<u128> {
+        let (_, pattern) = self.routed.as_ref()?;
+        Some(routed_key(asked.sticky_key?, pattern))
     }
 
     /// When the first account of the pool may serve the request that does not now, for a request in line.
@@ -379,14 +381,14 @@ impl View {
     ) -> std::result::Result<Among<'v>, NoAccount> {
         let all = self.pool.candidates(&self.conditions, request)?;
         let has_others = all.more_than_one();
-        if let Some((routed, pattern)) = &self.routed
+        if let Some((routed, _)) = &self.routed
             && let Ok(candidates) = routed.candidates(&self.conditions, request)
             && (all.last_resort() || !candidates.last_resort())
         {
             return Ok(Among {
                 candidates,
                 layer: Layer::Routed,
-                key: asked.sticky_key.map(|key| routed_key(key, pattern)),
+                key: self.key_by_route(asked),
                 has_others,
             });
         }
@@ -510,9 +512,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     }
 
     // The account that is tried again, if its slot was kept for it or it has room: else the choice is as free as before.
-    if let Some(again) = ctx.tries.again
-        && let Some(member) = view.pool.member(again.account)
-        && view.serves_again(again.account, request)
+    if let Some(member) = view.again(ctx, request)
         && let Some(lease) = match kept.take() {
             Some(lease) => Some(lease),
             None => try_lease(ctx, member.want()).await?,
@@ -538,10 +538,7 @@ async fn look(ctx: &mut Context) -> Result<Look> {
         Ok(among) => among,
         Err(none) => {
             // Nobody is let in but who was before: that account is waited for.
-            if let Some(again) = ctx.tries.again
-                && let Some(member) = view.pool.member(again.account)
-                && view.serves_again(again.account, request)
-            {
+            if let Some(member) = view.again(ctx, request) {
                 return Ok(Look::Full(Full {
                     wants: vec![member.want()],
                     binds: false,
@@ -564,8 +561,11 @@ async fn look(ctx: &mut Context) -> Result<Look> {
     let bound = view.bound_among(ctx, &asked, &among).await;
     if ctx.tries.was_bound.is_none() {
         // Where none of those that are routed to can be asked it may still be bound to one of them.
-        let routed = among.layer != Layer::Routed && view.is_bound_by_route(ctx, &asked).await;
-        ctx.tries.was_bound = Some(bound.is_some() || routed);
+        let by_route = match among.layer {
+            Layer::Routed => None,
+            _ => view.bound_account(ctx, view.key_by_route(&asked)).await,
+        };
+        ctx.tries.was_bound = Some(bound.or(by_route).is_some());
     }
     if let Some(id) = bound {
         session_hit = true;
@@ -709,10 +709,7 @@ async fn without_slot(ctx: &mut Context) -> Result<Choice> {
     let view = View::new(ctx, &principal, &asked).await;
     let excluded = ctx.tries.excluded.clone();
     let request = view.request(ctx, &asked, &excluded);
-    if let Some(again) = ctx.tries.again
-        && let Some(member) = view.pool.member(again.account)
-        && view.serves_again(again.account, request)
-    {
+    if let Some(member) = view.again(ctx, request) {
         let account = member.account.clone();
         ctx.rooms.scheduler.health().chosen(account.id, view.now);
         let found = Found {

@@ -558,3 +558,36 @@ async fn a_gate_that_closes_during_an_attempt_does_not_keep_the_next_one_out() {
         assert_eq!(upstream.requests().len(), 3, "{case}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_let_in_waits_for_its_account_though_its_gate_has_closed() {
+    let upstream = FakeUpstream::start().await;
+    let limit = json!({ "window_cost_limit": "0.0001", "window_cost_sticky_reserve": 0 });
+    let setup = setup(&upstream, &[limit]).set("GATEWAY__INNER_RETRIES", "always");
+    let mut resources = setup.resources.clone();
+    let gateway = setup.start().await;
+    let (refused, long) = (Gate::new(), Gate::new());
+    upstream.push(Answer::anthropic_error(403, "for a moment").after(&refused));
+    let retried = Call::send(&gateway, Protocol::H1, &of("one")).await;
+    refused.wait_reached(1).await;
+    upstream.push(answer(&[]).after(&long));
+    let running = Call::send(&gateway, Protocol::H1, &of("two")).await;
+    long.wait_reached(1).await;
+    // What this costs closes the gate; then the account has room for one, which is taken.
+    let reply = gateway.h1().await.request(&of("three")).await.unwrap();
+    assert_eq!(reply.status, 200);
+    resources["accounts"][0]["concurrency"] = json!(1);
+    let accounts = json!({ "accounts": resources["accounts"] });
+    gateway.followed(|| gateway.apply(&accounts)).await;
+    refused.open();
+    gateway
+        .wait_metric("slots_held{slot=\"account\"}", 1.0)
+        .await;
+    // Time to get in line behind its pause; served without a wait it would show less.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    long.open();
+    assert_eq!(running.answer().await.0, 200);
+    let (status, text) = retried.answer().await;
+    assert_eq!(status, 200, "{text:?}");
+    assert_eq!(upstream.requests().len(), 4);
+}
